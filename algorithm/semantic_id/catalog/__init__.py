@@ -1,0 +1,6 @@
+"""二楼：物品表，即 item_id ↔ 语义 ID。只认 `interfaces` 里的协议，从不 import 模型。"""
+
+from .encode import encode_catalog
+from .table import Catalog, CatalogError
+
+__all__ = ["Catalog", "CatalogError", "encode_catalog"]

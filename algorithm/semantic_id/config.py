@@ -1,0 +1,156 @@
+"""配置：`SemanticIDConfig` 随权重一起保存，`TrainerConfig` 只管这一次训练。
+
+`SemanticIDConfig` 按需求保持普通（可变）dataclass：用户可以先建再改。因此校验不放在 `__post_init__`，
+而放在「门口」，即模型由它构造的时刻（`resolved()`），模型持有校验后的副本，之后再改原对象不影响模型。
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Dict, Optional, Tuple
+
+__all__ = ["SemanticIDConfig", "TrainerConfig"]
+
+_DEFAULT_NUM_CODEBOOKS = 3
+
+
+@dataclass
+class SemanticIDConfig:
+    """语义 ID 编码器的全部结构参数。
+
+    Attributes:
+        embedding_dim: 特征维度 D，≥ 1。
+        num_codebooks: 层数 L。保持默认 3 时跟随 `codebook_sizes` 的长度；改成别的值就必须与之相等。
+        codebook_sizes: 各层码本大小 (K_1, …, K_L)，每个 ≥ 1，不必是 2 的幂，不必相等。
+        commitment_cost: 承诺损失权重 β ≥ 0（van den Oord et al., 2017, arXiv:1711.00937）。
+        ema_decay: EMA 衰减率，[0, 1)。
+        epsilon: EMA 计数的下限，> 0：一个码字的有效样本数低于它时，分母不再变小，避免除出天文数字。
+        hidden_dim: 特征网络隐层宽度，≥ 1。网络是残差结构、输出层为零，所以起点严格等于恒等映射。
+    """
+
+    embedding_dim: int = 256
+    num_codebooks: int = _DEFAULT_NUM_CODEBOOKS
+    codebook_sizes: Tuple[int, ...] = (1024, 4096, 16384)
+    commitment_cost: float = 0.25
+    ema_decay: float = 0.99
+    epsilon: float = 1e-5
+    hidden_dim: int = 512
+
+    def resolved(self) -> "SemanticIDConfig":
+        """校验并返回规范化的副本（层数补齐、列表转元组）。
+
+        Raises:
+            TypeError: 字段类型不对。
+            ValueError: 字段取值越界或互相矛盾。
+        """
+        sizes = self.codebook_sizes
+        if isinstance(sizes, (str, bytes)) or not hasattr(sizes, "__iter__"):
+            raise TypeError(f"codebook_sizes must be a sequence of ints, got {sizes!r}; try (1024, 4096, 16384)")
+        sizes = tuple(check_int(f"codebook_sizes[{i}]", k, 1) for i, k in enumerate(sizes))
+        if not sizes:
+            raise ValueError("codebook_sizes is empty; at least one level is needed, e.g. (1024, 4096, 16384)")
+        levels = check_int("num_codebooks", self.num_codebooks, 1)
+        if levels != len(sizes):
+            if levels != _DEFAULT_NUM_CODEBOOKS:
+                raise ValueError(
+                    f"num_codebooks={levels} contradicts codebook_sizes={sizes} of {len(sizes)} levels; "
+                    f"drop num_codebooks (it follows codebook_sizes) or give {levels} sizes"
+                )
+            levels = len(sizes)
+        return replace(
+            self,
+            embedding_dim=check_int("embedding_dim", self.embedding_dim, 1),
+            num_codebooks=levels,
+            codebook_sizes=sizes,
+            commitment_cost=check_float("commitment_cost", self.commitment_cost, 0.0, math.inf),
+            ema_decay=check_float("ema_decay", self.ema_decay, 0.0, 1.0, open_top=True),
+            epsilon=check_float("epsilon", self.epsilon, 0.0, 1.0, open_bottom=True),
+            hidden_dim=check_int("hidden_dim", self.hidden_dim, 1),
+        )
+
+    def to_dict(self) -> Dict[str, Any]:
+        """转成可写入 JSON 的字典（元组写成列表）。"""
+        out = asdict(self)
+        out["codebook_sizes"] = list(self.codebook_sizes)
+        return out
+
+    @classmethod
+    def from_dict(cls, values: Dict[str, Any]) -> "SemanticIDConfig":
+        """从字典恢复并校验；多出的键是错误，免得拼错的名字被悄悄忽略。
+
+        Raises:
+            TypeError: 不是字典，或字段类型不对。
+            ValueError: 未知字段或取值越界。
+        """
+        if not isinstance(values, dict):
+            raise TypeError(f"config must be a JSON object, got {type(values).__name__}")
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown config field {unknown[0]!r}; known fields: {', '.join(known)}")
+        return cls(**values).resolved()
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """一次训练的参数；默认值无需调整即可用于一万到上亿物品。
+
+    Attributes:
+        batch_size: 每步行数 B，≥ 1。
+        learning_rate: Adam 学习率，> 0，只作用于特征网络（码本由 EMA 更新）。
+        init: `"kmeans"`（逐层残差 k-means++ 与 Lloyd）或 `"uniform"`（需求里的 ±1/K）。
+        kmeans_iterations: 每层 Lloyd 迭代的上限，≥ 1。
+        seed: 划分、初始化、打乱的随机种子，[0, 2**63)。
+        holdout_rate: 留出行的比例，[0, 0.5]；留出行不参与训练，只用来挑选最好的状态。
+        max_train_rows: 最多用多少行训练（含留出行）；None 为全部。抽样由 seed 决定并写入记录。
+    """
+
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    init: str = "kmeans"
+    kmeans_iterations: int = 12
+    seed: int = 0
+    holdout_rate: float = 0.05
+    max_train_rows: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        """冻结的 dataclass 没有「之后再改」的问题，所以构造时就校验。"""
+        check_int("batch_size", self.batch_size, 1)
+        check_float("learning_rate", self.learning_rate, 0.0, math.inf, open_bottom=True)
+        if self.init not in ("kmeans", "uniform"):
+            raise ValueError(f"init={self.init!r} is not supported; use 'kmeans' or 'uniform'")
+        check_int("kmeans_iterations", self.kmeans_iterations, 1)
+        if not check_int("seed", self.seed, 0) < 2**63:
+            raise ValueError(f"seed={self.seed} is out of range; use an int in [0, 2**63)")
+        check_float("holdout_rate", self.holdout_rate, 0.0, 0.5)
+        if self.max_train_rows is not None:
+            check_int("max_train_rows", self.max_train_rows, 1)
+
+    def to_dict(self) -> Dict[str, Any]:
+        """转成可写入 JSON 的字典。"""
+        return asdict(self)
+
+
+def check_int(name: str, value: Any, low: int) -> int:
+    """整数字段的门：接受 int 与 NumPy 整数，拒绝 bool 与 3.0，因为它们多半是笔误。"""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
+    number = int(value)
+    if number < low:
+        raise ValueError(f"{name}={number} is out of range; use an int >= {low}")
+    return number
+
+
+def check_float(
+    name: str, value: Any, low: float, high: float, *, open_bottom: bool = False, open_top: bool = False
+) -> float:
+    """浮点字段的门：NaN 与越界都拒绝。"""
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__} ({value!r})")
+    number = float(value)
+    inside = (low < number if open_bottom else low <= number) and (number < high if open_top else number <= high)
+    if not inside or math.isinf(number):
+        left, right = "(" if open_bottom else "[", ")" if open_top or math.isinf(high) else "]"
+        raise ValueError(f"{name}={number} is out of range; use a float in {left}{low}, {high}{right}")
+    return number

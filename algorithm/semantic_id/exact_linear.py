@@ -1,0 +1,70 @@
+"""与批无关的线性层：同一行输入，无论和谁同批、哪种 BLAS、哪种设备，输出逐位相同。
+
+浮点乘积的结果依赖求和顺序，而求和顺序由 BLAS 按矩阵形状挑选，于是同一个物品换一批就可能换一个 ID。
+这里不去规定顺序，而是让顺序不再重要：把 x 与 W 各自取整到一个 2 的幂的网格上，使 float64 里的每个乘积与
+每个部分和都是不超过 2⁵³ 的整数倍，加法因此没有舍入，任何顺序都得到同一个数。
+
+    x ≈ X · s_x，|X| ≤ 2²⁴（s_x 为该行最大绝对值所在的 2 的幂，只由这一行决定）
+    W ≈ V · s_w，|V| ≤ 2^b，b = 53 − 24 − ⌈log₂ D⌉（D = 256 时 21 位，与 float32 的 24 位相近）
+
+代价是 float64 矩阵乘，约为 float32 的两倍；特征网络只占一次编码运算量的几个百分点。
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+__all__ = ["exact_linear"]
+
+_X_BITS = 24
+_SUM_BITS = 53
+
+
+def exact_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight，前向与批无关且可复现，反向是普通的 float32 梯度。
+
+    Args:
+        x: (B, D) float32，有限。
+        weight: (D, H) float32，有限。
+
+    Returns:
+        (B, H) float32。
+    """
+    return _ExactLinear.apply(x, weight)
+
+
+def _power_of_two_above(magnitude: torch.Tensor) -> torch.Tensor:
+    """不小于输入的 2 的幂（float64）；0 对应 1。"""
+    _, exponent = torch.frexp(magnitude.double())  # magnitude = m · 2^exponent，m ∈ [0.5, 1)
+    # 直接拼出 float64 的指数位：pow(2, e) 在向量化实现里不保证逐位精确
+    return ((exponent.long() + 1023) << 52).view(torch.float64)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """网格上的精确乘积，最后一步才舍入到 float32。"""
+    w_bits = _SUM_BITS - _X_BITS - math.ceil(math.log2(max(x.shape[1], 2)))
+    x_unit = _power_of_two_above(x.abs().amax(dim=1, keepdim=True)) * 2.0**-_X_BITS  # (B, 1)
+    w_unit = _power_of_two_above(weight.abs().amax()) * 2.0**-w_bits
+    x_grid = torch.round(x.double() / x_unit)  # (B, D)，除以 2 的幂没有误差
+    w_grid = torch.round(weight.double() / w_unit)  # (D, H)
+    return ((x_grid @ w_grid) * (x_unit * w_unit)).float()  # (B, H)
+
+
+class _ExactLinear(torch.autograd.Function):
+    """前向取整，反向按没有取整算：取整误差在 float32 的量级，其梯度没有意义。"""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """见 `exact_linear`。"""
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        """∂/∂x = g Wᵀ，∂/∂W = xᵀ g。"""
+        (grad,) = grad_outputs
+        x, weight = ctx.saved_tensors
+        return grad @ weight.T, x.T @ grad

@@ -1,0 +1,351 @@
+"""码本训练：初始化 → 逐 epoch 训练 → 在留出行上评判 → 记录与断点 → 留下最好的一个。
+
+配方：先做依赖数据的初始化（默认逐层残差 k-means）；前一半 epoch 只用 EMA 更新码本，特征网络保持恒等；后一半
+从目前最好的状态出发，网络与码本一起训练。留出误差最低的状态胜出，所以网络只有确实比恒等更好时才会留下。
+
+谁可以写：训练器写模型；`output_dir` 里 metrics.jsonl 与 checkpoints/ 随训练更新，模型文件最后才写。
+同样的种子、数据次序、批大小、线程数与版本，得到同样的字节；`kill -9` 之后续训也一样。
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union
+
+import numpy as np
+import torch
+
+from . import checkpoint, metrics
+from .codebook import DEAD_AFTER_EXPECTED_HITS
+from .config import TrainerConfig, check_int
+from .encoder import SemanticIDEncoder
+from .initialize import initialize_
+from .progress import Progress
+from .training_rows import TrainingRows
+from .vectors import VectorSource, open_vectors
+
+__all__ = ["compute_codebook_utilization", "train_codebook"]
+
+_LOG_NAME = "metrics.jsonl"
+_CHECKPOINTS = "checkpoints"
+
+
+def compute_codebook_utilization(encoder: SemanticIDEncoder) -> float:
+    """最近一段训练里的码本利用率：各层「被命中过的码字比例」的平均。
+
+    口径：最近 ⌈10 · max_l K_l⌉ 个训练行，即最大的码本均匀使用时每个码字期望命中 10 次的行数。
+
+    Args:
+        encoder: 编码器；从未训练过时返回 0.0。
+
+    Returns:
+        [0, 1] 内的一个数，可用 `:.2%` 格式化。
+    """
+    window = DEAD_AFTER_EXPECTED_HITS * max(encoder.codebook_sizes)
+    shares = []
+    for quantizer in encoder.rq_vae.quantizers:
+        hit = (quantizer.last_hit_row > quantizer.rows_seen - window) & (quantizer.last_hit_row > 0)  # (K,)
+        shares.append(float(hit.double().mean()))
+    return sum(shares) / len(shares)
+
+
+def train_codebook(
+    encoder: SemanticIDEncoder,
+    item_features: Union[torch.Tensor, np.ndarray, str, Path, VectorSource],
+    num_epochs: int = 10,
+    *,
+    config: Optional[TrainerConfig] = None,
+    output_dir: Union[str, Path, None] = None,
+    resume: bool = False,
+    reinit: bool = False,
+    id_column: str = "item_id",
+    vector_column: str = "embedding",
+    progress: bool = True,
+    batch_size: Optional[int] = None,
+    init: Optional[str] = None,
+    seed: Optional[int] = None,
+    max_train_rows: Optional[int] = None,
+) -> Dict[str, Any]:
+    """在物品特征上训练编码器，就地修改它，并留下留出误差最低的状态。
+
+    依赖数据的初始化只在从未训练过的编码器上做一次；再次调用会从已学到的接着训练。
+
+    Args:
+        encoder: 要训练的编码器。
+        item_features: (N, D) 张量、数组、memmap，`.npy` 路径，Parquet 文件或文件夹，或 `open_vectors` 的返回值。
+        num_epochs: 训练遍数，≥ 0；0 只做初始化。
+        config: 批大小、学习率、初始化方式、种子、抽样等，None 为默认。
+        output_dir: 给出时在其中写 metrics.jsonl、断点，最后写模型。
+        resume: 从 output_dir 的断点接着训练；没有断点则从头开始。
+        reinit: 丢掉已学到的，重新初始化。
+        id_column: Parquet 的物品编号列。
+        vector_column: Parquet 的向量列。
+        progress: 是否显示进度条（写到 stderr）。
+        batch_size: 非 None 时覆盖 config 的同名字段，下面三个也是。
+        init: `"kmeans"` 或 `"uniform"`。
+        seed: 随机种子。
+        max_train_rows: 最多用多少行。
+
+    Returns:
+        测得的数字（也存进 `encoder.training_figures`）：`relative_mse`、`utilization`、`collision_rate` 等，
+        口径为训练行（至多一块）；`holdout_` 开头的是留出行。
+
+    Raises:
+        TypeError: 参数类型不对。
+        ValueError: 数据有坏行、宽度不符，或断点属于另一次训练。
+        FileNotFoundError: 文件不存在。
+    """
+    if not isinstance(encoder, SemanticIDEncoder):
+        raise TypeError(f"encoder must be a SemanticIDEncoder, got {type(encoder).__name__}")
+    check_int("num_epochs", num_epochs, 0)
+    if config is not None and not isinstance(config, TrainerConfig):
+        raise TypeError(f"config must be a TrainerConfig, got {type(config).__name__}")
+    shortcuts = {"batch_size": batch_size, "init": init, "seed": seed, "max_train_rows": max_train_rows}
+    config = replace(config or TrainerConfig(), **{k: v for k, v in shortcuts.items() if v is not None})
+    if resume and output_dir is None:
+        raise ValueError("resume=True needs output_dir, the folder of the interrupted run")
+    source = open_vectors(
+        item_features, id_column=id_column, vector_column=vector_column, expected_dim=encoder.embedding_dim
+    )
+    folder = Path(output_dir) if output_dir is not None else None
+    if folder is not None and not resume and (folder / _CHECKPOINTS).exists():
+        raise ValueError(f"{str(folder)!r} holds an unfinished run; continue it with resume=True or choose another folder")
+    was_training = encoder.training
+    with tempfile.TemporaryDirectory() as spool, Progress(progress) as bar:
+        rows_folder = folder / _CHECKPOINTS if folder is not None else Path(spool)
+        with bar.task("reading", source.num_rows) as advance:
+            rows = TrainingRows(source, config, rows_folder, advance)
+        run = _Run(encoder, rows, num_epochs, config, folder, bar)
+        try:
+            figures = run.run(resume=resume, reinit=reinit)
+        finally:
+            encoder.train(was_training)
+    if folder is not None:
+        encoder.save_pretrained(folder)
+        shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+    return figures
+
+
+class _Run:
+    """一次训练的全部状态；断点存取的就是它。"""
+
+    def __init__(
+        self,
+        encoder: SemanticIDEncoder,
+        rows: TrainingRows,
+        num_epochs: int,
+        config: TrainerConfig,
+        folder: Optional[Path],
+        bar: Progress,
+    ):
+        self.encoder, self.rows, self.config, self.num_epochs = encoder, rows, config, num_epochs
+        self.folder, self.bar = folder, bar
+        self.device = encoder.feature_mean.device
+        self.judge_rows = rows.holdout if len(rows.holdout) else rows.sample()[: rows.block_rows]
+        self.epoch = 0
+        self.notes: List[str] = []
+        self.history: List[Dict[str, Any]] = []
+        self.best: Dict[str, Any] = {"key": [math.inf, math.inf], "epoch": -1, "state": None}
+        self.optimizer: Optional[torch.optim.Adam] = None
+        # 恒等网络先让码本站稳；已经学过网络的编码器接着一起学
+        self.codebook_epochs = num_epochs - num_epochs // 2
+
+    def run(self, *, resume: bool, reinit: bool) -> Dict[str, Any]:
+        """从头或从断点跑完，返回测得的数字。"""
+        if not (resume and self._restore()):
+            self._start(reinit)
+        while self.epoch < self.num_epochs:
+            self.epoch += 1
+            self._train_epoch()
+            self._finish_epoch()
+        self.encoder.load_state_dict(self.best["state"])
+        self.encoder.training_figures = self._figures()
+        return self.encoder.training_figures
+
+    def _start(self, reinit: bool) -> None:
+        """第 0 个 epoch：初始化（如果需要），评判，断点。"""
+        if reinit or not bool(self.encoder.rq_vae.initialized):
+            self.notes += initialize_(self.encoder, self.rows, self.config, self.bar)
+        if not self.encoder.rq_vae.encoder.is_identity():
+            self.codebook_epochs = 0
+        self._finish_epoch()
+
+    def _train_epoch(self) -> None:
+        """一遍训练行。"""
+        rq_vae, batch_size = self.encoder.rq_vae, self.config.batch_size
+        learn_network = self.epoch > self.codebook_epochs
+        if learn_network and self.optimizer is None:
+            self.encoder.load_state_dict(self.best["state"])
+            self.optimizer = self._new_optimizer()
+        started = time.perf_counter()
+        totals = dict.fromkeys(("reconstruction_loss", "commitment_loss", "total_loss"), 0.0)
+        counts = [np.zeros(size, dtype=np.int64) for size in self.encoder.codebook_sizes]
+        # 损失除以典型大小的平方：Adam 的轨迹与特征的单位无关（2 的幂时逐位无关）
+        scale = 1.0 / float(rq_vae.encoder.unit) ** 2
+        rq_vae.train()
+        label = f"epoch {self.epoch}/{self.num_epochs}"
+        with self.bar.task(label, self.rows.num_train_rows) as advance, torch.set_grad_enabled(learn_network):
+            seen = 0
+            for batch in self.rows.batches(self.epoch, batch_size):
+                output = rq_vae(batch.to(self.device))
+                if learn_network:
+                    assert self.optimizer is not None
+                    self.optimizer.zero_grad()
+                    (output["total_loss"] * scale).backward()
+                    self.optimizer.step()
+                for name in totals:
+                    totals[name] += float(output[name].detach()) * len(batch)
+                for count, indices in zip(counts, output["indices"], strict=True):
+                    count += np.bincount(indices.cpu().numpy(), minlength=len(count))
+                seen += len(batch)
+                advance(seen)
+        self._record = {
+            "phase": "network" if learn_network else "codebook",
+            **{name: total / seen for name, total in totals.items()},
+            "utilization": [metrics.utilization(c) for c in counts],
+            "perplexity": [metrics.perplexity(c) for c in counts],
+            "dead_codes": [int(q.dead_codes().sum()) for q in rq_vae.quantizers],
+            "elapsed_s": time.perf_counter() - started,
+        }
+
+    def _finish_epoch(self) -> None:
+        """评判当前状态，记一行，更新最好者，写断点。"""
+        judged = judge(self.encoder, self.judge_rows, self.rows.mean)
+        record = {"epoch": self.epoch, **(self._record if self.epoch else {"phase": "init"})}
+        record.update({f"holdout_{name}": value for name, value in judged.items()})
+        self.history.append(record)
+        key = [judged["relative_mse"], judged["collision_rate"]]
+        if key < self.best["key"]:
+            state = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
+            self.best = {"key": key, "epoch": self.epoch, "state": state}
+        if self.folder is not None:
+            self._checkpoint(self.folder)
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        """只优化特征网络；码本归 EMA。"""
+        networks = [*self.encoder.rq_vae.encoder.parameters(), *self.encoder.rq_vae.decoder.parameters()]
+        return torch.optim.Adam(networks, lr=self.config.learning_rate)
+
+    def _identity_card(self) -> Dict[str, Any]:
+        """断点属于哪一次训练：任何一项不同，续训的结果就不可能与不中断的相同。"""
+        return {
+            "model_config": self.encoder.config.to_dict(),
+            "trainer_config": self.config.to_dict(),
+            "num_epochs": self.num_epochs,
+            "data_sha256": self.rows.sha256,
+        }
+
+    def _checkpoint(self, folder: Path) -> None:
+        """写日志与断点；先有新断点，再删旧的，任何时刻被杀都至少剩一个完整的。"""
+        groups = {"model": self.encoder.state_dict(), "best": self.best["state"]}
+        if self.optimizer is not None:
+            flat = self.optimizer.state_dict()["state"]
+            groups["optimizer"] = {f"{i}.{k}": v for i, slots in flat.items() for k, v in slots.items()}
+        state = {
+            "run": self._identity_card(),
+            "epoch": self.epoch,
+            "best": {"key": self.best["key"], "epoch": self.best["epoch"]},
+            "history": self.history,
+            "notes": self.notes,
+            "codebook_epochs": self.codebook_epochs,
+        }
+        root = folder / _CHECKPOINTS
+        checkpoint.write_state(root / f"epoch-{self.epoch:06d}", groups, state)
+        for old in root.glob("epoch-*"):
+            if old.name != f"epoch-{self.epoch:06d}":
+                shutil.rmtree(old, ignore_errors=True)
+        log = "".join(json.dumps(record) + "\n" for record in self.history)
+        checkpoint.write_file(folder / _LOG_NAME, log.encode("utf-8"))
+
+    def _restore(self) -> bool:
+        """从最新的断点恢复；没有断点返回 False。"""
+        assert self.folder is not None
+        found = sorted(p for p in (self.folder / _CHECKPOINTS).glob("epoch-*") if not p.name.endswith(".tmp"))
+        if not found:
+            return False
+        groups, state = checkpoint.read_state(found[-1])
+        for name, value in self._identity_card().items():
+            if state["run"][name] != value:
+                raise ValueError(
+                    f"cannot resume {str(self.folder)!r}: {name} is {value!r}, the interrupted run had "
+                    f"{state['run'][name]!r}; repeat its arguments and data, or start over with --overwrite"
+                )
+        self.encoder.load_state_dict(groups["model"])
+        self.epoch, self.history, self.notes = state["epoch"], state["history"], state["notes"]
+        self.codebook_epochs = state["codebook_epochs"]
+        self.best = {**state["best"], "state": groups["best"]}
+        if "optimizer" in groups:
+            self.optimizer = self._new_optimizer()
+            slots: Dict[int, Dict[str, torch.Tensor]] = {}
+            for name, tensor in groups["optimizer"].items():
+                index, slot = name.split(".")
+                slots.setdefault(int(index), {})[slot] = tensor
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        return True
+
+    def _figures(self) -> Dict[str, Any]:
+        """最好状态的最终数字：训练行上重新编码一遍，而不是训练途中的平均。"""
+        with self.bar.task("measuring", 1):
+            train = judge(self.encoder, self.rows.sample(), self.rows.mean)
+        holdout = next(r for r in self.history if r["epoch"] == self.best["epoch"])
+        return {
+            **train,
+            "holdout_relative_mse": holdout["holdout_relative_mse"],
+            "holdout_collision_rate": holdout["holdout_collision_rate"],
+            "num_source_rows": self.rows.num_source_rows,
+            "num_train_rows": self.rows.num_train_rows,
+            "num_holdout_rows": len(self.rows.holdout),
+            "num_epochs": self.num_epochs,
+            "best_epoch": self.best["epoch"],
+            "network_kept": not self.encoder.rq_vae.encoder.is_identity(),
+            "trainer_config": self.config.to_dict(),
+            "data_sha256": self.rows.sha256,
+            "torch_version": torch.__version__,
+            "notes": self.notes,
+        }
+
+
+@torch.no_grad()
+def judge(encoder: SemanticIDEncoder, rows: torch.Tensor, mean: np.ndarray) -> Dict[str, Any]:
+    """在给定行上评判编码器，不写任何状态。
+
+    Args:
+        encoder: 编码器。
+        rows: (M, D) float32。
+        mean: (D,) 训练行均值，`relative_mse` 的分母以它为中心。
+
+    Returns:
+        `relative_mse`、`collision_rate`、每层的 `level_mse`（残差均方，即各层承诺损失）、`utilization`、`perplexity`、
+        `gini`。
+    """
+    rq_vae, center = encoder.rq_vae, torch.from_numpy(mean)
+    error = deviation = 0.0
+    level_error = np.zeros(len(encoder.codebook_sizes))
+    codes = []
+    for start in range(0, len(rows), 8192):
+        x = rows[start : start + 8192].to(encoder.feature_mean.device)
+        block = []
+        total = torch.zeros_like(x)
+        for level, (_, residual, indices, codewords) in enumerate(rq_vae.residuals(rq_vae.encoder(x))):
+            block.append(indices)
+            total += codewords
+            level_error[level] += float((residual - codewords).double().square().sum())
+        codes.append(torch.stack(block, dim=1).cpu())
+        error += float((x - rq_vae.decoder(total)).double().square().sum())
+        deviation += float((x.cpu().double() - center).square().sum())
+    table = torch.cat(codes).numpy()  # (M, L)
+    counts = [metrics.code_counts(table[:, i], k) for i, k in enumerate(encoder.codebook_sizes)]
+    return {
+        "relative_mse": metrics.relative_mse(error, deviation),
+        "collision_rate": metrics.collision_rate(table),
+        "level_mse": [float(e) / rows.numel() for e in level_error],
+        "utilization": [metrics.utilization(c) for c in counts],
+        "perplexity": [metrics.perplexity(c) for c in counts],
+        "gini": [metrics.gini(c) for c in counts],
+    }

@@ -1,0 +1,219 @@
+"""Parquet 特征来源：一个文件，或一个目录里按名字排序的若干文件。
+
+形状字母：N 为物品数，D 为特征维度，B 为一块的行数。只由 `vectors.open_vectors` 构造；只读。
+
+内存：行组可能有几个 GB，因此边读边解码（`buffer_size` 打开流式读），读出的小批再拼成恰好 `block_rows` 行的块。
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Iterator, List, Tuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .vectors import DEFAULT_BLOCK_ROWS, Block, VectorSource, check_block_rows, finish_block, one_line
+
+__all__ = ["ParquetSource"]
+
+# 列块按此大小流式读入；0（默认）会把整个列块一次读进内存
+_STREAM_BYTES = 1 << 20
+# 解码批的行数上限：与块长无关，免得大块再乘上解码的中间副本
+_BATCH_ROWS = 8192
+
+
+class ParquetSource(VectorSource):
+    """带物品编号的 Parquet 来源。"""
+
+    has_ids = True
+
+    def __init__(self, path: Path, id_column: str, vector_column: str) -> None:
+        self._id_column, self._vector_column = id_column, vector_column
+        self._files = _list_files(path)
+        self.num_rows, self.id_type, vector_type = self._scan_footers()
+        if self.num_rows == 0:
+            raise ValueError(f"{path} is empty: 0 rows in {len(self._files)} file(s); at least one row is needed")
+        self.dim = self._find_dim(vector_type)
+        self.description = f"{path.name} ({self.num_rows} x {self.dim}, columns {id_column!r} and {vector_column!r})"
+
+    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[Block]:
+        """从头顺序读，约定见基类。"""
+        check_block_rows(block_rows)
+        start, filled = 0, 0
+        pending_ids: List[pa.Array] = []
+        buffer = None  # 原精度；验收要看原值，见 finish_block
+        for batch, name, row in self._batches([self._id_column, self._vector_column]):
+            ids = self._check_ids(batch.column(0), name, row)
+            vectors = self._to_numpy(batch.column(1), ids, name, row)  # (b, D)
+            used = 0
+            while used < len(ids):
+                if buffer is None:
+                    rows = min(block_rows, max(self.num_rows - start, 1))
+                    buffer = np.empty((rows, self.dim), vectors.dtype)  # (B, D)
+                take = min(len(buffer) - filled, len(ids) - used)
+                buffer[filled : filled + take] = vectors[used : used + take]
+                pending_ids.append(ids.slice(used, take))
+                filled, used = filled + take, used + take
+                if filled == len(buffer):
+                    yield finish_block(start, pa.concat_arrays(pending_ids), buffer, self._vector_column, named=True)
+                    start, filled, pending_ids, buffer = start + filled, 0, [], None
+        if start != self.num_rows or filled:
+            raise ValueError(f"{self.description}: rows changed while being read; do not write to it during a run")
+
+    def id_blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[pa.Array]:
+        """只读编号列，特征列的字节一个不碰。"""
+        check_block_rows(block_rows)
+        for batch, name, row in self._batches([self._id_column], rows=block_rows):
+            yield self._check_ids(batch.column(0), name, row)
+
+    def _scan_footers(self) -> Tuple[int, pa.DataType, pa.DataType]:
+        """只读各文件尾部：行数、列是否齐、类型是否一致。"""
+        num_rows, types, first = 0, None, ""
+        for path in self._files:
+            with _open(path) as file:
+                schema, here = file.schema_arrow, path.name
+                for flag, column in (("--id-column", self._id_column), ("--vector-column", self._vector_column)):
+                    if schema.get_field_index(column) < 0:
+                        raise ValueError(
+                            f"{here} has no column {column!r} (or has it twice); columns present: "
+                            f"{', '.join(schema.names)}; choose one with {flag}"
+                        )
+                found = (schema.field(self._id_column).type, schema.field(self._vector_column).type)
+                if types is not None and found != types:
+                    raise ValueError(
+                        f"{here} has column types {_show(found)}, but {first} has {_show(types)}; make them agree"
+                    )
+                types, first = found, first or here
+                num_rows += file.metadata.num_rows
+        assert types is not None
+        return num_rows, _plain_id_type(types[0], self._id_column), _list_type(types[1], self._vector_column)
+
+    def _find_dim(self, vector_type: pa.DataType) -> int:
+        """定长列表的宽度在类型里；变长列表以第一行为准，其余行必须与它一样长。"""
+        if pa.types.is_fixed_size_list(vector_type):
+            dim = vector_type.list_size
+        else:
+            batch, name, _ = next(self._batches([self._id_column, self._vector_column], rows=1))
+            first = _storage(batch.column(1))
+            if not first.is_valid()[0].as_py():
+                raise ValueError(_null_vector(name, 0, batch.column(0)[0].as_py(), self._vector_column))
+            dim = len(first[0])
+        if dim < 1:
+            raise ValueError(f"column {self._vector_column!r} has width 0; at least one value per vector is needed")
+        return dim
+
+    def _batches(self, columns: List[str], rows: int = _BATCH_ROWS) -> Iterator[Tuple[Any, str, int]]:
+        """逐批读出 (batch, 文件名, 首行的全局行号)；读坏了的页在这里变成一行清楚的错误。"""
+        row = 0
+        for path in self._files:
+            with _open(path) as file:
+                batches = file.iter_batches(min(rows, _BATCH_ROWS), columns=columns, use_threads=False)
+                while True:
+                    try:
+                        batch = next(batches, None)
+                    except (pa.ArrowException, OSError) as error:
+                        raise ValueError(
+                            f"{path} is damaged near row {row}: {one_line(error)}; copy it again"
+                        ) from None
+                    if batch is None:
+                        break
+                    # 列的先后跟着文件走，这里按名字取，保证与 columns 同序
+                    yield batch.select(columns), path.name, row
+                    row += batch.num_rows
+
+    def _check_ids(self, ids: Any, name: str, row: int) -> pa.Array:
+        """编号不许为空；字典编码展开成值的类型，否则各批字典不同，无法拼接。"""
+        if ids.null_count:
+            at = row + int(np.argmax(ids.is_null().to_numpy(zero_copy_only=False)))
+            raise ValueError(
+                f"{name}: {self._id_column!r} is null at row {at}; every item needs an id: fill or drop that row"
+            )
+        return ids if ids.type == self.id_type else ids.cast(self.id_type)
+
+    def _to_numpy(self, column: Any, ids: pa.Array, name: str, row: int) -> np.ndarray:
+        """一批列表 → (b, D) 原精度数组；空向量、长短不一、空元素都点名。"""
+        lists = _storage(column)
+        if lists.null_count:
+            at = int(np.argmax(lists.is_null().to_numpy(zero_copy_only=False)))
+            raise ValueError(_null_vector(name, row + at, ids[at].as_py(), self._vector_column))
+        if not pa.types.is_fixed_size_list(lists.type):
+            lengths = pc.list_value_length(lists).to_numpy()  # (b,)
+            if bool((lengths != self.dim).any()):
+                at = int(np.argmax(lengths != self.dim))
+                raise ValueError(
+                    f"{name} row {row + at} (item_id {ids[at].as_py()!r}) has a vector of length {lengths[at]}, but "
+                    f"the first row has {self.dim}; all vectors of {self._vector_column!r} need the same length"
+                )
+        values = lists.flatten()
+        if values.null_count:
+            flat = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+            at, where = divmod(flat, self.dim)
+            raise ValueError(
+                f"{name} row {row + at} (item_id {ids[at].as_py()!r}) has a null at column {where} of "
+                f"{self._vector_column!r}; fill it or drop that row"
+            )
+        return values.to_numpy(zero_copy_only=False).reshape(len(lists), self.dim)
+
+
+def _list_files(path: Path) -> List[Path]:
+    """目录里的 `*.parquet`，按名字排序；以点或下划线开头的是别的程序的临时文件与标记。"""
+    if not path.is_dir():
+        return [path]
+    files = sorted(p for p in path.iterdir() if p.suffix == ".parquet" and p.is_file() and p.name[0] not in "._")
+    if not files:
+        raise ValueError(f"folder {str(path)!r} holds no .parquet file; give a folder whose own files end in .parquet")
+    return files
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    """打开一个文件；有页校验和就核对。"""
+    try:
+        return pq.ParquetFile(path, buffer_size=_STREAM_BYTES, pre_buffer=False, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise ValueError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
+
+
+def _plain_id_type(found: pa.DataType, column: str) -> pa.DataType:
+    """可作编号的类型：整数、字符串、字节串；浮点与布尔不能做键。"""
+    plain = found.value_type if pa.types.is_dictionary(found) else found
+    if str(plain) == "string_view":  # pyarrow 15 还没有 pa.types.is_string_view
+        plain = pa.large_string()
+    good = (
+        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string,
+        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary,
+    )  # fmt: skip
+    if not any(test(plain) for test in good):
+        raise TypeError(
+            f"id column {column!r} has type {found}; item ids must be integers, strings or bytes: cast the column"
+        )
+    return plain
+
+
+def _list_type(found: pa.DataType, column: str) -> pa.DataType:
+    """特征列必须是浮点的列表；张量扩展类型看它的存储。"""
+    plain = found.storage_type if isinstance(found, pa.BaseExtensionType) else found
+    lists = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    if not any(test(plain) for test in lists) or not pa.types.is_floating(plain.value_type):
+        raise TypeError(
+            f"vector column {column!r} has type {found}; it must be a list or fixed-size list of float16, float32 or "
+            "float64: cast the column or choose another with --vector-column"
+        )
+    return plain
+
+
+def _storage(column: Any) -> Any:
+    """扩展数组取出底下的列表。"""
+    return column.storage if isinstance(column, pa.ExtensionArray) else column
+
+
+def _null_vector(name: str, row: int, item: Any, column: str) -> str:
+    return f"{name} row {row} (item_id {item!r}) has a null vector in {column!r}; fill it or drop that row"
+
+
+def _show(types: Tuple[pa.DataType, pa.DataType]) -> str:
+    return f"({types[0]}, {types[1]})"
