@@ -30,6 +30,10 @@ DEAD_AFTER_EXPECTED_HITS = 10
 # 每步最多让这么大比例的批内行去复活码字：留下大多数行按真实分布更新，避免一步之内把码本推倒重来
 _REVIVE_ROWS_RATE = 0.25
 
+# 复活的码字放在「原码字 → 抽中残差」连线的这个位置。直接放在残差上（1.0）时，高维里它离别的行都太远，只抢得到
+# 那一行，大簇照旧：20,000 行、128/512/2048 的实测，困惑度 39/80/281；放在 0.1–0.3 处则把大簇一分为二，121/475/1700
+_REVIVE_STEP = 0.2
+
 
 class VectorQuantizer(nn.Module):
     """单层向量量化器，用 EMA 更新码本，并让死码字在真实残差上复活。
@@ -152,9 +156,9 @@ class VectorQuantizer(nn.Module):
         return self.rows_seen - alive_row > DEAD_AFTER_EXPECTED_HITS * self.num_embeddings
 
     def _revive_(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """把死码字搬到这批里误差大的残差上，返回被搬动的码字编号。
+        """用死码字去分裂误差大的簇，返回被搬动的码字编号。
 
-        按误差平方抽样（k-means++ 的 D² 抽样）而不是取最大的几个：后者总挑离群点。随机数只由「见过多少行」
+        抽一行真实残差，把死码字放在它所属码字朝它走一小步的地方。按误差平方抽样（k-means++ 的 D² 抽样）而不是取最大的几个：后者总挑离群点。随机数只由「见过多少行」
         决定，因此断点续训与不中断的训练抽到同样的行，也不动用户的全局随机状态。
         """
         dead = self.dead_codes().nonzero()[:, 0]
@@ -169,9 +173,11 @@ class VectorQuantizer(nn.Module):
         rows = keys.argsort(stable=True)[:count].to(x.device)
         dead = dead[:count]
         share = len(x) / self.num_embeddings  # 均匀使用时的稳态 EMA 计数，让复活者与健康者同样灵活
-        self.embedding.weight[dead] = x[rows]
+        parent = self.embedding.weight[indices[rows]]  # (m, H)
+        codewords = torch.lerp(parent, x[rows], _REVIVE_STEP)
+        self.embedding.weight[dead] = codewords
         self.ema_cluster_size[dead] = share
-        self.ema_w[dead] = x[rows] * share
+        self.ema_w[dead] = codewords * share
         self.revived_row[dead] = self.rows_seen
         return dead
 

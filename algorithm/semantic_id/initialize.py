@@ -86,8 +86,8 @@ def _kmeans_levels_(
         if result.num_surplus:
             notes.append(
                 f"L{level} has {size} codewords but only {size - result.num_surplus} distinct residuals in "
-                f"{len(residual)} training rows; the other {result.num_surplus} codewords were placed midway between "
-                f"random rows and wait for new items: consider a smaller codebook"
+                f"{len(residual)} training rows; the other {result.num_surplus} codewords were placed between "
+                f"random pairs of rows and wait for new items: consider a smaller codebook"
             )
         residual -= result.centroids[result.indices]
     return notes

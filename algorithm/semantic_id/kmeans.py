@@ -32,7 +32,7 @@ class KMeansResult(NamedTuple):
         counts: (K,) int64，每簇行数。
         inertia: Σ‖x − c‖²，float64。
         iterations: 实际迭代数。
-        num_surplus: 没有数据可分的多余中心数（不同的行少于 K 时），它们被放在两行的中点上。
+        num_surplus: 没有数据可分的多余中心数（不同的行少于 K 时），它们被放在随机两行之间。
     """
 
     centroids: torch.Tensor
@@ -82,7 +82,7 @@ def kmeans(
 
 
 def _seed(x: torch.Tensor, k: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-    """成批 D² 抽样；不同的行不够时，余下的中心取两行的中点。返回 (中心, 取自数据的中心数)。"""
+    """成批 D² 抽样；不同的行不够时，余下的中心取随机两行之间的点：离数据不远，新物品来时用得上。返回 (中心, 取自数据的中心数)。"""
     first = int(torch.randint(len(x), (1,), generator=generator))
     chosen = [x[first : first + 1]]
     have = 1
@@ -102,8 +102,10 @@ def _seed(x: torch.Tensor, k: int, generator: torch.Generator) -> tuple[torch.Te
             nearest = search.nearest(x, search.prepare(fresh.contiguous()))
             errors = torch.minimum(errors, _errors(x, fresh, nearest))
     if have < k:
-        pair = torch.randint(len(x), (2, k - have), generator=generator).to(x.device)
-        chosen.append((x[pair[0]] + x[pair[1]]) / 2)
+        a = torch.randint(len(x), (k - have,), generator=generator)
+        b = (a + 1 + torch.randint(max(len(x) - 1, 1), (k - have,), generator=generator)) % len(x)  # 与 a 不同的行
+        share = torch.empty(k - have, 1).uniform_(0.25, 0.75, generator=generator)
+        chosen.append(torch.lerp(x[a.to(x.device)], x[b.to(x.device)], share.to(x.device)))
     return torch.cat(chosen), have
 
 

@@ -12,23 +12,28 @@
 0.6γ‖c‖² 含偏置参与求和（γ/2）、偏置自身舍入（u/2 ≤ 0.06γ）；η = (H+16)·2⁻⁵³ 覆盖 float64 定义自身的舍入；
 τ = m·2⁻¹²⁴ 覆盖下溢，哪怕处理器把次正规数清零。m 里多出的 8 项留给得分比较时的 float32 舍入。
 
+三条提名路径同一答案：编译内核（`_native.cpp`，运行时选 AVX-512、AVX2、通用）、NumPy 片、torch 片（CUDA 走它）。
+环境变量 `SEMID_SEARCH` 在 `prepare` 时读取：auto、avx512、avx2、generic、numpy、torch。
+
 本文件**假定**输入有限且 |x| ≤ 1e15，由门口（`checks.py`）负责；违反时结果无意义，但编号仍在 [0, K)。
 
-形状字母：B 行数，H 宽度，K 码字数，T 一片码字，G 一片内的组数，n 一块行数。
+形状字母：B 行数，H 宽度，K 码字数，K' 是 K 向上取到 32 的倍数，P = K'/32 面板数，R 变动的行数。
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 import torch
 
+from . import _search_native, _search_tiles
+
 __all__ = ["PreparedCodebook", "nearest", "prepare"]
 
 _PATHS = ("auto", "avx512", "avx2", "generic", "numpy", "torch")
-_PANEL = 32  # 每组码字数；填充行的偏置是 −inf，永远不会被提名
+_PANEL = 32  # 码字按它补齐；填充与重复的码字偏置是 −inf，永远不会被提名
 _LIMIT = 1e18  # 范数超过它时 float32 的乘积可能溢出，这样的行直接按定义裁决
 
 
@@ -39,21 +44,29 @@ class PreparedCodebook:
         size: 码字数 K。
         width: 宽度 H。
         path: 用哪条路径搜索（avx512、avx2、generic、numpy、torch）。
-        table: (K', H+1) 每行是 [c | −‖c‖²/2]，K' 是 K 向上取到 32 的倍数。
-        norm: (K',) ‖c‖ 的上界，float32。
+        table: 码字。编译路径是面板 (P, H, 32)；其余是 (K', H+1)，每行 [c | 偏置]，偏置随乘积一起加。
+        bias: (K',) −‖c‖²/2，重复的码字与填充是 −inf。
+        norm: (K',) ‖c‖ 的上界；`panel_norm` (P,) 与 `top_norm` 是它的最大值。
+        bound: 误差界的系数 (范数上限, γ, 0.6γ, η, τ)，见文件开头。
     """
 
     def __init__(self, weight: torch.Tensor, path: str) -> None:
         size, width = weight.shape
         padded = -(-size // _PANEL) * _PANEL
         self.size, self.width, self.path = size, width, path
-        self.table = weight.new_zeros(padded, width + 1)  # (K', H+1)
+        shape = (padded, width + 1) if path in ("numpy", "torch") else (padded // _PANEL, width, _PANEL)
+        self.table = weight.new_zeros(shape)
+        self.bias = weight.new_zeros(padded)  # (K',)
         self.norm = weight.new_zeros(padded)  # (K',)
+        self.panel_norm = weight.new_zeros(padded // _PANEL)  # (P,)
+        self.top_norm = 0.0
+        m = width + 8
+        gamma = 1.001 * m * 2.0**-24 / (1 - m * 2.0**-24)
+        self.bound = (_LIMIT, gamma, 0.6 * gamma, (width + 16) * 2.0**-53, m * 2.0**-124)
         self._half = weight.new_full((padded,), float("inf"))  # (K',) ‖c‖²/2
         self._keys = torch.zeros(size, dtype=torch.int64, device=weight.device)  # (K,) 行内容的散列
-        self._sample = weight.new_zeros(size, 2)
+        self._sample = _sample_of(weight).clone()
         self._source = (0, 0)
-        self.top_norm = 0.0
 
     def refresh_(self, weight: torch.Tensor, rows: torch.Tensor) -> None:
         """码本的 `rows` 行变了：只重新整理这些行，其余向量级的量整体重算（O(K)，很便宜）。
@@ -84,7 +97,10 @@ class PreparedCodebook:
         """写入这些行的码字、范数、散列与抽样。"""
         codes = weight[rows] + 0.0  # (R, H)；−0.0 变成 0.0，散列才认得出它们相同
         square = codes.double().square().sum(1)  # (R,)
-        self.table[rows, :-1] = codes
+        if self.table.ndim == 3:
+            _search_native.pack(codes, rows, self.table)
+        else:
+            self.table[rows, :-1] = codes
         self._half[rows] = (square * 0.5).float()
         self.norm[rows] = (square.sqrt() * (1 + 1e-6)).float()
         self._keys[rows] = (codes.view(torch.int32).long() * _multipliers(self.width, weight.device)).sum(1)
@@ -92,10 +108,12 @@ class PreparedCodebook:
 
     def _finish(self, weight: torch.Tensor) -> None:
         """由逐行的量得出偏置：重复的码字只留编号最低的一个，其余偏置 −inf。"""
-        bias = -self._half
-        bias[: self.size][_twins(self._keys, weight)] = float("-inf")
-        self.table[:, -1] = bias
-        self.top_norm = float(self.norm.amax())
+        torch.neg(self._half, out=self.bias)
+        self.bias[: self.size][_twins(self._keys, weight)] = float("-inf")
+        if self.table.ndim == 2:
+            self.table[:, -1] = self.bias
+        torch.amax(self.norm.view(-1, _PANEL), 1, out=self.panel_norm)
+        self.top_norm = float(self.panel_norm.amax())
         self._source = _source_of(weight)
 
 
@@ -110,7 +128,8 @@ def prepare(weight: torch.Tensor) -> PreparedCodebook:
         整理好的码本；之后 `weight` 变了用 `refresh_` 或重新 `prepare`。
 
     Raises:
-        ValueError: 形状不对，或环境变量 `SEMID_SEARCH` 不认识。
+        ValueError: 形状或 dtype 不对，或环境变量 `SEMID_SEARCH` 不认识。
+        RuntimeError: `SEMID_SEARCH` 点名的路径在本机没有。
     """
     weight = _as_weight(weight)
     book = PreparedCodebook(weight, _choose_path(weight.device))
@@ -144,9 +163,10 @@ def nearest(x: torch.Tensor, codebook: PreparedCodebook, *, num_threads: Optiona
     x = x.detach().float()
     out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)  # (B,)
     rows = 1024 if x.device.type == "cpu" else 4096
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        for start in range(0, x.shape[0], rows):
-            out[start : start + rows] = _search_block(x[start : start + rows], codebook)
+    if codebook.path in ("numpy", "torch"):
+        _search_tiles.search(x, codebook, out)
+    else:
+        _search_native.search(x, codebook, out, threads)
     return out
 
 
@@ -157,110 +177,15 @@ def _choose_path(device: torch.device) -> str:
         raise ValueError(f"SEMID_SEARCH={wish!r} is not supported; use one of {', '.join(_PATHS)}")
     if device.type != "cpu":
         return "torch"
-    return "numpy" if wish in ("auto", "avx512", "avx2", "generic") else wish
-
-
-# ---- 提名：片状矩阵乘积，组内取最大，只有够得着界的组才细看 ----
-
-
-def _search_block(x: torch.Tensor, book: PreparedCodebook, tile: int = 2048) -> torch.Tensor:
-    """一块行的搜索；NumPy 与 torch（含 CUDA）共用，只有数组库不同。"""
-    xp: Any = np if book.path == "numpy" else torch
-    n, height = x.shape[0], min(tile, book.table.shape[0])
-    x1 = torch.ones(book.width + 1, n, device=x.device)  # (H+1, n)，末行乘偏置
-    x1[:-1] = x.T
-    norm = (x.double().square().sum(1).sqrt() * (1 + 1e-6)).float()  # (n,)
-    slope, curve, rest = _bound(book, norm)
-    crowded = ~(norm.double() * book.top_norm <= _LIMIT) | ~(norm <= _LIMIT) | (book.top_norm > _LIMIT)  # (n,)
-    scores = torch.empty(height, n, device=x.device)  # (T, n) 唯一的大缓冲区，反复使用
-    host = (lambda t: t.numpy()) if xp is np else (lambda t: t)
-    table, codes_norm, x1, norm, rest, scores, crowded_ = map(
-        host, (book.table, book.norm, x1, norm, rest, scores, crowded)
-    )
-    low = rest * 0 - xp.inf  # (n,) 已知的最好下界
-    found = []
-    for start in range(0, table.shape[0], height):
-        part = table[start : start + height]  # (T, H+1)
-        s = xp.matmul(part, x1, out=scores[: part.shape[0]])  # (T, n)
-        grouped = s.reshape(_PANEL, -1, n)  # (32, G, n)：组由步长为 G 的码字组成，取最大只是整片逐元素比较
-        best = xp.amax(grouped, axis=0)  # (G, n)
-        top = xp.amax(codes_norm[start : start + height].reshape(_PANEL, -1), axis=0)[:, None]  # (G, 1)
-        slack = (curve * top * top) + (slope * top) * norm + rest  # (G, n)
-        low = xp.maximum(low, xp.amax(best - slack, axis=0))
-        hit = best + slack >= low
-        crowded_ |= hit.sum(0) > 4  # 挤满近乎并列者的行交给逐一裁决，候选总量因此有界
-        group, row = xp.where(hit & ~crowded_)  # (m,)
-        near = grouped[:, group, row]  # (32, m)
-        members = start + xp.arange(_PANEL)[:, None] * best.shape[0] + group  # (32, m)
-        own = codes_norm[members]
-        near = near + (curve * own * own + slope * own * norm[row] + rest[row])
-        i, pair = xp.where(near >= low[row])
-        found.append((row[pair], members[i, pair], near[i, pair]))
-    row, code, high = (torch.as_tensor(xp.concatenate(a)).to(x.device) for a in zip(*found, strict=True))
-    keep = (high >= torch.as_tensor(low)[row]) & ~crowded[row]
-    return _settle(x, book, row[keep], code[keep], crowded)
-
-
-def _bound(book: PreparedCodebook, norm: torch.Tensor) -> tuple[float, float, torch.Tensor]:
-    """误差界的系数：‖x‖‖c‖ 的、‖c‖² 的、与码字无关的部分 (n,)。"""
-    m = book.width + 8
-    gamma = 1.001 * m * 2.0**-24 / (1 - m * 2.0**-24)
-    eta, tau = (book.width + 16) * 2.0**-53, m * 2.0**-124
-    return gamma, 0.6 * gamma, eta * norm * norm + tau * (1 + norm + book.top_norm)
-
-
-# ---- 裁决：只按文件开头的定义 ----
-
-
-def _settle(
-    x: torch.Tensor, book: PreparedCodebook, row: torch.Tensor, code: torch.Tensor, crowded: torch.Tensor
-) -> torch.Tensor:
-    """候选 (row, code) → 每行的编号；没有候选或候选太多的行与全部码字比。"""
-    n = x.shape[0]
-    count = torch.bincount(row, minlength=n)  # (n,)
-    out = torch.zeros(n, dtype=torch.int64, device=x.device)
-    out[row] = code
-    several = (count > 1)[row]
-    row, code = row[several], code[several]
-    if row.numel():
-        parts = zip(row.split(8192), code.split(8192), strict=True)
-        far = torch.cat([_distance(x[r], book.table[c, :-1]) for r, c in parts])  # (m,)
-        least = far.new_full((n,), torch.inf).scatter_reduce(0, row, far, "amin")  # (n,)
-        win = far == least[row]
-        first = torch.full_like(out, book.size).scatter_reduce(0, row[win], code[win], "amin")
-        out = torch.where(first < book.size, first, out)
-    for part in (crowded | (count == 0)).nonzero()[:, 0].split(16):
-        out[part] = _brute_force(x[part], book)
-    return out
-
-
-def _brute_force(x: torch.Tensor, book: PreparedCodebook) -> torch.Tensor:
-    """(r, H) 与全部码字按定义比较 → (r,)。"""
-    least = x.new_full((x.shape[0],), torch.inf, dtype=torch.float64)  # (r,)
-    out = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-    for start in range(0, book.size, 4096):
-        stop = min(start + 4096, book.size)
-        far = _distance(x[:, None], book.table[None, start:stop, :-1])  # (r, T)
-        near = far.amin(1)
-        index = torch.arange(start, stop, device=x.device)
-        first = torch.where(far == near[:, None], index, stop - 1).amin(1)  # 并列取最低编号
-        out = torch.where(near < least, first, out)
-        least = torch.minimum(near, least)
-    return out
-
-
-def _distance(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """定义里的距离，末维是 H，前面的维可广播；逐元素运算不会被融合成 FMA，所以逐位可重现。"""
-    lanes = x.new_zeros(*torch.broadcast_shapes(x.shape[:-1], c.shape[:-1]), 16, dtype=torch.float64)
-    for start in range(0, x.shape[-1], 16):
-        gap = x[..., start : start + 16].double() - c[..., start : start + 16].double()
-        lanes[..., : gap.shape[-1]] += gap * gap
-    for half in (8, 4, 2, 1):
-        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
-    return lanes[..., 0]
-
-
-# ---- 小件 ----
+    native = _search_native.available()
+    if wish == "auto":
+        return native[-1] if native else "numpy"
+    if wish not in ("numpy", "torch", *native):
+        raise RuntimeError(
+            f"SEMID_SEARCH={wish!r} needs the compiled kernel and a processor that supports it; available here: "
+            f"{', '.join(('numpy', 'torch', *native))}; use auto, or build with: python setup.py build_ext --inplace"
+        )
+    return wish
 
 
 def _as_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -276,8 +201,8 @@ def _source_of(weight: torch.Tensor) -> tuple[int, int]:
 
 
 def _sample_of(weight: torch.Tensor) -> torch.Tensor:
-    """(K, 2) 每行两个元素：首列与中列。"""
-    return weight[:, :: max(1, (weight.shape[1] + 1) // 2)][:, [0, -1]]
+    """(K, 2) 每行抽首尾两个元素（内存里与邻行相接，少一半缓存缺失）；H = 1 时只有一列。"""
+    return weight[:, :: max(1, weight.shape[1] - 1)]
 
 
 def _multipliers(width: int, device: torch.device) -> torch.Tensor:
@@ -288,9 +213,17 @@ def _multipliers(width: int, device: torch.device) -> torch.Tensor:
 def _twins(keys: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """(K,) bool：前面已有完全相同的码字。折叠它们，几百个全零的死码字才不会让每一行都去裁决。"""
     twin = torch.zeros(keys.shape[0], dtype=torch.bool, device=keys.device)
+    if keys.device.type == "cpu" and not _any_repeated(keys):
+        return twin
     keys, order = torch.sort(keys, stable=True)
     same = (keys[1:] == keys[:-1]).nonzero()[:, 0]
     for part in same.split(4096):
         later, earlier = order[part + 1], order[part]
         twin[later] = (weight[later] == weight[earlier]).all(1)
     return twin
+
+
+def _any_repeated(keys: torch.Tensor) -> bool:
+    """有没有相同的散列；`np.sort` 比带下标的稳定排序快十几倍，而训练时绝大多数刷新没有重复。"""
+    ordered = np.sort(keys.numpy())
+    return bool((ordered[1:] == ordered[:-1]).any())

@@ -220,7 +220,7 @@ class _Run:
         record = {"epoch": self.epoch, **(self._record if self.epoch else {"phase": "init"})}
         record.update({f"holdout_{name}": value for name, value in judged.items()})
         self.history.append(record)
-        key = [judged["relative_mse"], judged["collision_rate"]]
+        key = [judged["mse"], judged["collision_rate"]]
         if key < self.best["key"]:
             state = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
             self.best = {"key": key, "epoch": self.epoch, "state": state}
@@ -321,7 +321,7 @@ def judge(encoder: SemanticIDEncoder, rows: torch.Tensor, mean: np.ndarray) -> D
         mean: (D,) 训练行均值，`relative_mse` 的分母以它为中心。
 
     Returns:
-        `relative_mse`、`collision_rate`、每层的 `level_mse`（残差均方，即各层承诺损失）、`utilization`、`perplexity`、
+        `mse`（每个分量的均方误差）、`relative_mse`（所有行都相同时为 None）、`collision_rate`、每层的 `level_mse`（残差均方，即各层承诺损失）、`utilization`、`perplexity`、
         `gini`。
     """
     rq_vae, center = encoder.rq_vae, torch.from_numpy(mean)
@@ -342,6 +342,7 @@ def judge(encoder: SemanticIDEncoder, rows: torch.Tensor, mean: np.ndarray) -> D
     table = torch.cat(codes).numpy()  # (M, L)
     counts = [metrics.code_counts(table[:, i], k) for i, k in enumerate(encoder.codebook_sizes)]
     return {
+        "mse": error / rows.numel(),
         "relative_mse": metrics.relative_mse(error, deviation),
         "collision_rate": metrics.collision_rate(table),
         "level_mse": [float(e) / rows.numel() for e in level_error],

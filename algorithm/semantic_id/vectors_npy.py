@@ -1,6 +1,6 @@
-"""`.npy` 特征来源。
+"""`.npy` 文件：逐块读，从不使用 pickle。
 
-形状字母：N 为物品数，D 为特征维度。只由 `vectors.open_vectors` 构造；只读；从不使用 pickle。
+形状字母：N 为行数，D 为宽度，B 为一块的行数。`NpyFile` 也供编码文件（(N, L) 整数）使用；只读。
 """
 
 from __future__ import annotations
@@ -22,53 +22,72 @@ from .vectors import (
     row_numbers,
 )
 
-__all__ = ["NpySource"]
+__all__ = ["NpyFile", "NpySource"]
 
 
-class NpySource(VectorSource):
-    """`.npy` 文件，逐块 `fromfile`。
+class NpyFile:
+    """一个二维 `.npy`；构造时验收文件头与长度，`blocks` 逐块 `fromfile`。
 
     不用 memmap：映射过的页会算进进程的常驻内存，读完一遍就等于「占了 N 行」；逐块读只占一块。
+
+    Attributes:
+        shape: 文件头里的形状，(N, D)，都 ≥ 1。
+        dtype: 元素类型，不含 object。
+
+    Raises:
+        ValueError: 不是 `.npy`、版本不支持、不是二维、为空，或比文件头说的短。
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._name = path, path.name
-        shape, self._fortran, self._dtype, self._offset = _read_npy_header(path)
-        check_shape(shape, self._name)
-        check_numpy_dtype(self._dtype, self._name)
-        self.num_rows, self.dim = shape
-        need = self._offset + self.num_rows * self.dim * self._dtype.itemsize
+        self._path = path
+        self.shape, self._fortran, self.dtype, self._offset = _read_header(path)
+        check_shape(self.shape, path.name)
+        if self.dtype.hasobject:
+            raise TypeError(f"{path.name} has dtype {self.dtype}, which needs pickle; save plain numbers instead")
+        need = self._offset + self.shape[0] * self.shape[1] * self.dtype.itemsize
         size = path.stat().st_size
         if size < need:
             raise ValueError(
                 f"{path} is cut short: {size} bytes, but its header promises {need}; write or copy it again"
             )
-        self.description = f"{self._name} ({self.num_rows} x {self.dim} {self._dtype.name})"
 
-    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[Block]:
-        """从头顺序读，约定见基类。"""
+    def blocks(self, block_rows: int) -> Iterator[Tuple[int, np.ndarray]]:
+        """从头顺序给出 (首行号, (B, D) 原 dtype 数组)；数组是新内存。"""
         check_block_rows(block_rows)
+        num_rows, width = self.shape
         if self._fortran:
             # 列优先的文件里一块行散落各处，只能映射；少见，且页缓存可被系统收回
-            shape = (self.num_rows, self.dim)
-            mapped = np.memmap(self._path, self._dtype, "r", self._offset, shape, order="F")
-            for start in range(0, self.num_rows, block_rows):
-                part = np.array(mapped[start : start + block_rows], order="C")
-                yield finish_block(start, row_numbers(start, start + len(part)), part, self._name)
+            mapped = np.memmap(self._path, self.dtype, "r", self._offset, self.shape, order="F")
+            for start in range(0, num_rows, block_rows):
+                yield start, np.array(mapped[start : start + block_rows], order="C")
             return
         with open(self._path, "rb") as file:
             file.seek(self._offset)
-            for start in range(0, self.num_rows, block_rows):
-                rows = min(block_rows, self.num_rows - start)
-                flat = np.fromfile(file, self._dtype, rows * self.dim)
-                if flat.size != rows * self.dim:
+            for start in range(0, num_rows, block_rows):
+                rows = min(block_rows, num_rows - start)
+                flat = np.fromfile(file, self.dtype, rows * width)
+                if flat.size != rows * width:
                     raise ValueError(f"{self._path} became shorter while being read; do not write to it during a run")
-                part = flat.reshape(rows, self.dim)
-                yield finish_block(start, row_numbers(start, start + rows), part, self._name)
+                yield start, flat.reshape(rows, width)
 
 
-def _read_npy_header(path: Path) -> Tuple[Tuple[int, ...], bool, np.dtype, int]:
-    """读 `.npy` 头（v1、v2），返回 (形状, 是否列优先, dtype, 数据起点)；头是字面量，解析它不会执行代码。"""
+class NpySource(VectorSource):
+    """`.npy` 特征来源；由 `vectors.open_vectors` 构造。"""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._name = NpyFile(path), path.name
+        check_numpy_dtype(self._file.dtype, self._name)
+        self.num_rows, self.dim = self._file.shape
+        self.description = f"{self._name} ({self.num_rows} x {self.dim} {self._file.dtype.name})"
+
+    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[Block]:
+        """从头顺序读，约定见基类。"""
+        for start, part in self._file.blocks(block_rows):
+            yield finish_block(start, row_numbers(start, start + len(part)), part, self._name)
+
+
+def _read_header(path: Path) -> Tuple[Tuple[int, ...], bool, np.dtype, int]:
+    """读 v1、v2 文件头，返回 (形状, 是否列优先, dtype, 数据起点)；头是字面量，解析它不会执行代码。"""
     with open(path, "rb") as file:
         try:
             version = np.lib.format.read_magic(file)

@@ -21,7 +21,7 @@ import numpy as np
 from algorithm.interfaces import SemanticIDModel
 
 from ..vectors import Block, VectorSource, check_unique_ids
-from .table import DEFAULT_ROWS_PER_PART, CatalogError, CatalogWriter, find_stranger, sync_folder
+from .table import DEFAULT_ROWS_PER_PART, MANIFEST_NAME, CatalogError, CatalogWriter, find_stranger, sync_folder
 
 __all__ = ["encode_block", "encode_catalog"]
 
@@ -103,18 +103,27 @@ def encode_block(model: SemanticIDModel, block: Block) -> np.ndarray:
 
 def _check_target(target: Path, overwrite: bool) -> None:
     """输出须不存在、为空，或是允许替换的物品表；绝不删别人的文件。"""
+    old = _old_of(target)
+    if not target.exists() and (old / MANIFEST_NAME).is_file() and find_stranger(old) is None:
+        os.rename(old, target)  # 上次恰在两次改名之间被杀：旧表完整，先放回原处
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"output {str(target)!r} exists and is a file; choose another folder")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
         raise FileExistsError(f"output folder {str(target)!r} exists; pass --overwrite to replace it or choose another")
-    stranger = find_stranger(target)
-    if stranger is not None:
-        raise FileExistsError(
-            f"output folder {str(target)!r} holds {stranger!r}, which no catalog has, so --overwrite will not replace "
-            "it; choose another folder"
-        )
+    for folder in (target, old):
+        stranger = find_stranger(folder) if folder.is_dir() else None
+        if stranger is not None:
+            raise FileExistsError(
+                f"folder {str(folder)!r} holds {stranger!r}, which no catalog has, so --overwrite will not remove it; "
+                "choose another output"
+            )
+
+
+def _old_of(target: Path) -> Path:
+    """旧表在替换途中的去处。"""
+    return target.with_name(target.name + ".old")
 
 
 @contextmanager
@@ -168,8 +177,8 @@ def _lock(folder: Path) -> int:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """改名到位。旧表先挪到 `OUTPUT.old`，新表就位之后才删；两次改名之间被杀，旧表完整地躺在 `.old`。"""
-    old = target.with_name(target.name + ".old")
+    """改名到位。旧表先挪到 `OUTPUT.old`，新表就位之后才删；两次改名之间被杀，下次运行会把旧表放回来。"""
+    old = _old_of(target)
     replaced = target.is_dir() and any(target.iterdir())
     if replaced:
         shutil.rmtree(old, ignore_errors=True)

@@ -75,7 +75,7 @@ class CatalogWriter:
         codes = np.asarray(codes)
         if codes.shape != (len(ids), len(self._sizes)) or codes.dtype.kind not in "iu":
             raise CatalogError(f"codes have shape {codes.shape} and dtype {codes.dtype}; need {len(ids)} rows of ints")
-        _check_range(codes, self._sizes, "codes", self.num_items)
+        check_range(codes, self._sizes, "codes", self.num_items)
         self._id_type = self._id_type or str(ids.type)
         self._ids.append(ids)
         self._codes.append(codes.astype(np.int32))
@@ -185,7 +185,7 @@ class Catalog:
                 raise CatalogError(f"{path} is not readable: {error}; encode the catalog again") from None
             if table.column_names != columns or table.num_rows != part["rows"]:
                 raise CatalogError(f"{path} has columns or rows other than {MANIFEST_NAME} says; encode it again")
-            _check_range(codes_of(table), self.codebook_sizes, path.name, row)
+            check_range(codes_of(table), self.codebook_sizes, path.name, row)
             row += table.num_rows
             yield table
 
@@ -239,7 +239,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_range(codes: np.ndarray, sizes: Sequence[int], name: str, row_offset: int) -> None:
+def check_range(codes: np.ndarray, sizes: Sequence[int], name: str, row_offset: int) -> None:
     """编码须在各层码本之内。"""
     if codes.shape[1] != len(sizes):
         raise CatalogError(f"{name} has {codes.shape[1]} levels, but codebook_sizes has {len(sizes)}")
@@ -264,22 +264,33 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
     for key, kind in kinds.items():
         if not isinstance(manifest.get(key), kind):
             raise CatalogError(f"{where} has no valid {key!r}; encode the catalog again")
+    if not all(isinstance(size, int) and size > 0 for size in manifest["codebook_sizes"]):
+        raise CatalogError(f"{where} has codebook_sizes={manifest['codebook_sizes']}; use ints >= 1: encode again")
     if manifest["columns"] != ["item_id", *level_columns(len(manifest["codebook_sizes"]))]:
         raise CatalogError(
             f"{where} has columns {manifest['columns']} that contradict its codebook_sizes; encode again"
         )
     for part in manifest["parts"]:
-        name = part.get("name") if isinstance(part, dict) else part
-        if not isinstance(name, str) or not _PART_NAME.fullmatch(name) or (folder / name).is_symlink():
-            raise CatalogError(f"{where} names the part {name!r}; parts must be plain files called part-NNNNN.parquet")
-        if not all(isinstance(part.get(key), kind) for key, kind in (("rows", int), ("bytes", int), ("sha256", str))):
-            raise CatalogError(f"{where} lacks rows, bytes or sha256 of {name!r}; encode the catalog again")
-        if not (folder / name).is_file():
-            raise CatalogError(
-                f"{str(folder)!r} lacks {name!r}, which its {MANIFEST_NAME} lists; copy or encode it again"
-            )
+        _check_part(folder, part)
     total = sum(part["rows"] for part in manifest["parts"])
     if total != manifest["num_items"]:
         raise CatalogError(
             f"{where} says num_items={manifest['num_items']}, but its parts have {total} rows; encode again"
         )
+
+
+def _check_part(folder: Path, part: Any) -> None:
+    """清单里的一个分片：名字只能是本目录里的普通文件。"""
+    kinds = {"name": str, "rows": int, "bytes": int, "sha256": str}
+    if not isinstance(part, dict) or not all(isinstance(part.get(key), kind) for key, kind in kinds.items()):
+        raise CatalogError(
+            f"{MANIFEST_NAME} of {str(folder)!r} has a malformed part {part!r}; encode the catalog again"
+        )
+    name = part["name"]
+    if not _PART_NAME.fullmatch(name) or (folder / name).is_symlink():
+        raise CatalogError(
+            f"{MANIFEST_NAME} of {str(folder)!r} names the part {name!r}; parts must be plain files called "
+            "part-NNNNN.parquet: encode the catalog again"
+        )
+    if not (folder / name).is_file():
+        raise CatalogError(f"{str(folder)!r} lacks {name!r}, which its {MANIFEST_NAME} lists; copy or encode it again")

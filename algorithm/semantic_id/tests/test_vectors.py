@@ -190,9 +190,9 @@ def test_doors_of_arrays(features, kind, text):
 def test_doors_of_tensors():
     import torch
 
-    with pytest.raises(TypeError, match=r"got torch.int64; convert with \.float\(\)"):
+    with pytest.raises(TypeError, match=r"got torch\.int64; convert with \.float\(\)"):
         open_vectors(torch.zeros(2, 4, dtype=torch.int64))
-    with pytest.raises(TypeError, match="got torch.complex64"):
+    with pytest.raises(TypeError, match=r"got torch\.complex64"):
         open_vectors(torch.zeros(2, 4, dtype=torch.complex64))
     with pytest.raises(TypeError, match="dense tensor"):
         open_vectors(torch.zeros(2, 4).to_sparse())
@@ -204,7 +204,7 @@ def test_bad_values_name_their_row_and_show_the_original(bad):
     x[16, 2] = bad
     blocks = open_vectors(x).blocks(5)
     assert [next(blocks).start for _ in range(3)] == [0, 5, 10]  # 坏行之前的块照常给出
-    bound = "absolute values must be <= 1e\\+15" if np.isfinite(bad) else "must be finite"
+    bound = "absolute values must be <= 1e\\+15" if np.isfinite(bad) else "values must be finite"
     with pytest.raises(ValueError, match=rf"row 16 has {re.escape(str(bad))} at column 2; {bound}"):
         next(blocks)
 
@@ -314,7 +314,7 @@ def test_missing_path_empty_folder_and_disagreeing_files(tmp_path):
 
 def test_npy_that_needs_pickle_is_refused_without_running_it(tmp_path):
     np.save(tmp_path / "x.npy", np.array([[print, 1]], object), allow_pickle=True)
-    with pytest.raises(TypeError, match="got object"):
+    with pytest.raises(TypeError, match="needs pickle"):
         open_vectors(tmp_path / "x.npy")
 
 

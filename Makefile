@@ -1,0 +1,55 @@
+# 每个目标各自备齐 .venv，全新克隆上只需 Python ≥ 3.10 与软件源。
+#   make demo          训练、编码、评估内置的 8,192 个真实物品，并展示共享前缀的物品
+#   make test          全部测试
+#   make check         ruff、格式、mypy
+#   make bench-encode  编码速度，与同类工具同场对照
+# 换解释器：make PYTHON=python3.12 test。给命令加参数：make test ARGS="-k codebook"。
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+# 这些文件变了就重装；pip 只补差额，所以通常几秒
+INPUTS := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard algorithm/semantic_id/*.cpp)
+
+.PHONY: help demo test check bench-encode clean
+
+help:
+	@sed -n '2,5s/^#   //p' Makefile
+
+demo: $(VENV)/.installed
+	@$(BIN)/semid demo $(ARGS)
+
+test: $(VENV)/.installed
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+bench-encode: $(VENV)/.installed-bench
+	@$(BIN)/python benchmarks/bench_encode.py $(ARGS)
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info algorithm/semantic_id/*.so
+
+# 标记文件最后才写：装到一半断了，下次会接着装
+$(VENV)/.installed: $(INPUTS) | $(BIN)/python
+	@echo "安装依赖（首次约 1 GB，主要是 PyTorch，需要几分钟）……"
+	@$(PIP) -e ".[test]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@$(PIP) -e ".[bench]"
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("需要 Python ≥ 3.10，现在是 %d.%d；用 make PYTHON=python3.12 指定" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	@echo "建立虚拟环境 $(VENV)……"
+	@$(PYTHON) -m venv $(VENV)

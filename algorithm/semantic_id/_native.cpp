@@ -1,0 +1,448 @@
+// 最近码字搜索的编译路径：与 search.py 同一定义、同一误差界，逐位相同的结果，只是更快。
+//
+// 做法：码本按 32 个码字一组打包成 [d][32] 的面板（驻留 L1），若干行打包成 [d][R] 的瓦片（一块行驻留 L2）；
+// R×32 个得分整个留在寄存器里累加，乘完当场与该行的门槛比较，只有少数够得着的得分才离开寄存器进入候选表。
+// 得分 h = −‖c‖²/2 + x·c 只负责提名，裁决按 search.py 开头的 float64 定义：16 路、折半相加、不许 FMA。
+// 因此必须以 -ffp-contract=off 编译；提名用的 FMA 都是显式的 intrinsics，不受它影响。
+//
+// 指令集在运行时挑选，同一个二进制到处能用。没有 OpenMP：线程由 Python 一侧开，每个线程各算各的行块。
+// 假定输入有限（由 Python 的门口负责）；违反时答案无意义，但不会越界。
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <new>
+#include <vector>
+
+#if defined(__FAST_MATH__) || FLT_EVAL_METHOD != 0
+#error "needs strict IEEE arithmetic; without this extension the NumPy path is used"
+#endif
+#if defined(__x86_64__) && defined(__GNUC__)
+#define SEMID_X86 1
+#include <immintrin.h>
+#endif
+#ifdef _WIN32
+#define SEMID_API extern "C" __declspec(dllexport)
+#else
+#define SEMID_API extern "C" __attribute__((visibility("default")))
+#endif
+#ifdef __GNUC__
+#define SEMID_INLINE inline __attribute__((always_inline))
+#else
+#define SEMID_INLINE inline
+#endif
+
+// 与 Python 一侧的 ctypes.Structure 逐字段对应。
+struct Book {
+    const float *panels;      // (P, D, 32)
+    const float *bias;        // (P * 32) −‖c‖²/2；填充与重复的码字是 −inf
+    const float *norm;        // (P * 32) ‖c‖ 的上界
+    const float *panel_norm;  // (P) 面板内 ‖c‖ 的最大值
+    int64_t size, width, num_panels;
+    double top_norm, limit, slope, curve, eta, tau;  // 误差界的系数，见 search.py
+};
+
+namespace {
+
+constexpr int kPanel = 32, kMaxRows = 16, kLanes = 16, kList = 32;
+constexpr int64_t kBlockBytes = 1 << 19;  // 一块行的瓦片，占 L2 的一半左右
+
+struct Candidate {
+    double high;  // 得分 + 误差界
+    int64_t code;
+};
+
+struct Row {
+    double low, rest, norm;    // 已知的最好下界；误差界里与码字无关的部分；‖x‖ 的上界
+    double lost, compact_low;  // 因候选表满而丢掉的最大 high；上次整理候选表时的 low
+    int count;
+    bool brute;
+    Candidate list[kList];
+};
+
+// 一块行里每 R 行一片瓦片；门槛计算要按行向量化，所以这两个数组单独放。
+struct Tile {
+    alignas(64) float base[kMaxRows];  // low − rest，向下舍入
+    alignas(64) float norm[kMaxRows];
+};
+
+// 算 R 行 × 一个面板：返回够得着门槛的行的位图，并写出这些行的 32 个得分与命中位图。
+using TileFn = unsigned (*)(const float *panel, const float *bias, int64_t width, const float *x,
+                            const float *threshold, float *scores, uint32_t *masks);
+using BruteFn = void (*)(const float *panel, int64_t width, const double *x, double *far);
+
+// ---- 定义：float64、16 路、折半相加 ----
+
+SEMID_INLINE double fold_lanes(double *lane, int stride) {
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int j = 0; j < half; ++j) lane[j * stride] += lane[(j + half) * stride];
+    return lane[0];
+}
+
+double exact_distance(const float *panel, int64_t width, const double *x, int member) {
+    double lane[kLanes] = {0.0};
+    for (int64_t d = 0; d < width; ++d) {
+        const double gap = x[d] - static_cast<double>(panel[d * kPanel + member]);
+        const double square = gap * gap;
+        lane[d % kLanes] += square;  // 末尾不足 16 个时补零与不补逐位相同：和不会是 −0.0
+    }
+    return fold_lanes(lane, 1);
+}
+
+// 面板里 32 个码字的距离；每 8 个码字一组，让编译器沿码字方向向量化，累加次序不变。
+SEMID_INLINE void brute_panel(const float *panel, int64_t width, const double *x, double *far) {
+    constexpr int kWide = 8;
+    for (int first = 0; first < kPanel; first += kWide) {
+        double lane[kLanes][kWide] = {{0.0}};
+        for (int64_t start = 0; start < width; start += kLanes) {
+            const int count = static_cast<int>(std::min<int64_t>(kLanes, width - start));
+            for (int j = 0; j < count; ++j) {
+                const float *code = panel + (start + j) * kPanel + first;
+                for (int i = 0; i < kWide; ++i) {
+                    const double gap = x[start + j] - static_cast<double>(code[i]);
+                    const double square = gap * gap;
+                    lane[j][i] += square;
+                }
+            }
+        }
+        for (int i = 0; i < kWide; ++i) far[first + i] = fold_lanes(&lane[0][i], kWide);
+    }
+}
+
+// ---- 提名：各指令集的瓦片乘积 ----
+
+template <int R>
+unsigned tile_generic(const float *panel, const float *bias, int64_t width, const float *x, const float *threshold,
+                      float *scores, uint32_t *masks) {
+    constexpr int kWide = 8;
+    for (int r = 0; r < R; ++r) masks[r] = 0;
+    for (int first = 0; first < kPanel; first += kWide) {
+        float acc[R][kWide];
+        for (int r = 0; r < R; ++r)
+            for (int i = 0; i < kWide; ++i) acc[r][i] = bias[first + i];
+        for (int64_t d = 0; d < width; ++d)
+            for (int r = 0; r < R; ++r)
+                for (int i = 0; i < kWide; ++i) acc[r][i] += x[d * R + r] * panel[d * kPanel + first + i];
+        for (int r = 0; r < R; ++r)
+            for (int i = 0; i < kWide; ++i) {
+                scores[r * kPanel + first + i] = acc[r][i];
+                masks[r] |= static_cast<uint32_t>(acc[r][i] >= threshold[r]) << (first + i);
+            }
+    }
+    unsigned hits = 0;
+    for (int r = 0; r < R; ++r) hits |= static_cast<unsigned>(masks[r] != 0) << r;
+    return hits;
+}
+
+void brute_generic(const float *panel, int64_t width, const double *x, double *far) {
+    brute_panel(panel, width, x, far);
+}
+
+#ifdef SEMID_X86
+// 14 行 × 32 码字 = 28 个 zmm 累加器，余下 4 个放两段码字与广播。
+template <int R>
+__attribute__((target("avx512f"))) unsigned tile_avx512(const float *panel, const float *bias, int64_t width,
+                                                        const float *x, const float *threshold, float *scores,
+                                                        uint32_t *masks) {
+    __m512 left[R], right[R];
+    const __m512 bias_left = _mm512_loadu_ps(bias), bias_right = _mm512_loadu_ps(bias + 16);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) left[r] = bias_left, right[r] = bias_right;
+    for (int64_t d = 0; d < width; ++d, panel += kPanel, x += R) {
+        const __m512 code_left = _mm512_loadu_ps(panel), code_right = _mm512_loadu_ps(panel + 16);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const __m512 value = _mm512_set1_ps(x[r]);
+            left[r] = _mm512_fmadd_ps(value, code_left, left[r]);
+            right[r] = _mm512_fmadd_ps(value, code_right, right[r]);
+        }
+    }
+    unsigned hits = 0;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        const __m512 bar = _mm512_set1_ps(threshold[r]);
+        const uint32_t mask = _mm512_cmp_ps_mask(left[r], bar, _CMP_GE_OQ) |
+                              static_cast<uint32_t>(_mm512_cmp_ps_mask(right[r], bar, _CMP_GE_OQ)) << 16;
+        if (__builtin_expect(mask != 0, 0)) {
+            _mm512_storeu_ps(scores + r * kPanel, left[r]);
+            _mm512_storeu_ps(scores + r * kPanel + 16, right[r]);
+            masks[r] = mask;
+            hits |= 1u << r;
+        }
+    }
+    return hits;
+}
+
+// 6 行 × 16 码字 = 12 个 ymm 累加器；一个面板分两半走。
+template <int R>
+__attribute__((target("avx2,fma"))) unsigned tile_avx2(const float *panel, const float *bias, int64_t width,
+                                                       const float *x, const float *threshold, float *scores,
+                                                       uint32_t *masks) {
+    unsigned hits = 0;
+    for (int r = 0; r < R; ++r) masks[r] = 0;
+    for (int first = 0; first < kPanel; first += 16) {
+        __m256 left[R], right[R];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+            left[r] = _mm256_loadu_ps(bias + first), right[r] = _mm256_loadu_ps(bias + first + 8);
+        const float *code = panel + first, *value = x;
+        for (int64_t d = 0; d < width; ++d, code += kPanel, value += R) {
+            const __m256 code_left = _mm256_loadu_ps(code), code_right = _mm256_loadu_ps(code + 8);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                const __m256 v = _mm256_broadcast_ss(value + r);
+                left[r] = _mm256_fmadd_ps(v, code_left, left[r]);
+                right[r] = _mm256_fmadd_ps(v, code_right, right[r]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const __m256 bar = _mm256_broadcast_ss(threshold + r);
+            const uint32_t mask = _mm256_movemask_ps(_mm256_cmp_ps(left[r], bar, _CMP_GE_OQ)) |
+                                  _mm256_movemask_ps(_mm256_cmp_ps(right[r], bar, _CMP_GE_OQ)) << 8;
+            _mm256_storeu_ps(scores + r * kPanel + first, left[r]);
+            _mm256_storeu_ps(scores + r * kPanel + first + 8, right[r]);
+            masks[r] |= mask << first;
+            hits |= static_cast<unsigned>(mask != 0) << r;
+        }
+    }
+    return hits;
+}
+
+__attribute__((target("avx512f"))) void brute_avx512(const float *panel, int64_t width, const double *x, double *far) {
+    brute_panel(panel, width, x, far);
+}
+
+__attribute__((target("avx2"))) void brute_avx2(const float *panel, int64_t width, const double *x, double *far) {
+    brute_panel(panel, width, x, far);
+}
+#endif
+
+struct Isa {
+    int rows;             // 满瓦片的行数
+    const TileFn *tiles;  // 下标是行数 − 1
+    BruteFn brute;
+};
+
+const TileFn kGeneric[] = {tile_generic<1>, tile_generic<2>, tile_generic<3>, tile_generic<4>};
+#ifdef SEMID_X86
+const TileFn kAvx2[] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};
+const TileFn kAvx512[] = {tile_avx512<1>,  tile_avx512<2>,  tile_avx512<3>,  tile_avx512<4>, tile_avx512<5>,
+                          tile_avx512<6>,  tile_avx512<7>,  tile_avx512<8>,  tile_avx512<9>, tile_avx512<10>,
+                          tile_avx512<11>, tile_avx512<12>, tile_avx512<13>, tile_avx512<14>};
+const Isa kIsas[] = {{4, kGeneric, brute_generic}, {6, kAvx2, brute_avx2}, {14, kAvx512, brute_avx512}};
+#else
+const Isa kIsas[] = {{4, kGeneric, brute_generic}};
+#endif
+
+// ---- 一块行 ----
+
+class Block {
+public:
+    Block(const Book &book, const Isa &isa, int64_t capacity)
+        : book_(book), isa_(isa), packed_(capacity * book.width), rows_(capacity),
+          tiles_((capacity + isa.rows - 1) / isa.rows), wide_(book.width) {}
+
+    void run(const float *x, int64_t row_stride, int64_t column_stride, int64_t count, int64_t *out) {
+        pack(x, row_stride, column_stride, count);
+        for (int64_t p = 0; p < book_.num_panels; ++p)
+            for (int64_t t = 0; t * isa_.rows < count; ++t) nominate(p, t, count);
+        bool any = false;
+        for (int64_t i = 0; i < count; ++i) any |= !settle(i, count, out);
+        if (any) brute_force(count, out);
+    }
+
+private:
+    const float *panel(int64_t p) const { return book_.panels + p * book_.width * kPanel; }
+    int64_t rows_in(int64_t t, int64_t count) const { return std::min<int64_t>(isa_.rows, count - t * isa_.rows); }
+
+    void pack(const float *x, int64_t row_stride, int64_t column_stride, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t t = i / isa_.rows, r = i % isa_.rows, rows = rows_in(t, count);
+            const float *source = x + i * row_stride;
+            float *target = packed_.data() + t * isa_.rows * book_.width + r;
+            for (int64_t d = 0; d < book_.width; ++d) target[d * rows] = source[d * column_stride];
+            Row &row = rows_[i];
+            row.norm = upper_norm(target, rows);
+            row.rest = book_.eta * row.norm * row.norm + book_.tau * (1 + row.norm + book_.top_norm);
+            row.low = row.lost = row.compact_low = -std::numeric_limits<double>::infinity();
+            row.count = 0;
+            row.brute = !(row.norm <= book_.limit && book_.top_norm <= book_.limit);
+            tiles_[t].base[r] = row.brute ? FLT_MAX : -FLT_MAX;
+            tiles_[t].norm[r] = std::nextafter(static_cast<float>(row.norm), FLT_MAX);
+        }
+    }
+
+    // ‖x‖ 的上界；分 8 路累加，免得每一步都等上一步的加法延迟。
+    double upper_norm(const float *x, int64_t step) const {
+        double part[8] = {0.0};
+        int64_t d = 0;
+        for (; d + 8 <= book_.width; d += 8)
+            for (int j = 0; j < 8; ++j) part[j] += static_cast<double>(x[(d + j) * step]) * x[(d + j) * step];
+        for (; d < book_.width; ++d) part[0] += static_cast<double>(x[d * step]) * x[d * step];
+        for (int j = 1; j < 8; ++j) part[0] += part[j];
+        return std::sqrt(part[0]) * (1 + 1e-6);
+    }
+
+    // 某个面板对各行的门槛；只许偏低，多减 2⁻²¹ 倍以盖住这几步的舍入。
+    float bar(int64_t p, const Tile &tile, int r) const {
+        const float top = book_.panel_norm[p];
+        const float curve = static_cast<float>(book_.curve), slope = static_cast<float>(book_.slope);
+        const float value = tile.base[r] - (curve * top * top + slope * top * tile.norm[r]);
+        return std::max(value - std::fabs(value) * 0x1p-21f, -FLT_MAX);
+    }
+
+    void nominate(int64_t p, int64_t t, int64_t count) {
+        alignas(64) float threshold[kMaxRows], scores[kMaxRows * kPanel];
+        uint32_t masks[kMaxRows];
+        Tile &tile = tiles_[t];
+        for (int r = 0; r < kMaxRows; ++r) threshold[r] = bar(p, tile, r);
+        const int64_t rows = rows_in(t, count);
+        unsigned hits = isa_.tiles[rows - 1](panel(p), book_.bias + p * kPanel, book_.width,
+                                             packed_.data() + t * isa_.rows * book_.width, threshold, scores, masks);
+        for (int r = 0; hits; ++r, hits >>= 1)
+            if (hits & 1) collect(p, tile, r, rows_[t * isa_.rows + r], scores + r * kPanel, masks[r]);
+    }
+
+    double bound(const Row &row, int64_t code) const {
+        const double norm = book_.norm[code];
+        return (book_.curve * norm + book_.slope * row.norm) * norm + row.rest;
+    }
+
+    // 命中的得分按各自码字的界细看：先用最高分抬高门槛（开头几个面板几乎全部命中），再收下够得着的。
+    void collect(int64_t p, Tile &tile, int r, Row &row, const float *scores, uint32_t mask) const {
+        if (row.brute) return;
+        int top = 0;
+        for (int i = 1; i < kPanel; ++i) top = scores[i] > scores[top] ? i : top;
+        raise(tile, r, row, scores[top] - bound(row, p * kPanel + top));
+        const float least = bar(p, tile, r);
+        for (int i = 0; i < kPanel; ++i) {
+            if (!(mask >> i & 1) || !(scores[i] >= least)) continue;
+            const double margin = bound(row, p * kPanel + i), high = scores[i] + margin;
+            raise(tile, r, row, scores[i] - margin);
+            if (high < row.low) continue;
+            if (row.count == kList && row.low > row.compact_low) compact(row);
+            if (row.count == kList)
+                row.lost = std::max(row.lost, high);
+            else
+                row.list[row.count++] = {high, p * kPanel + i};
+        }
+    }
+
+    static void raise(Tile &tile, int r, Row &row, double low) {
+        if (!(low > row.low)) return;
+        row.low = low;
+        tile.base[r] = std::nextafter(static_cast<float>(low - row.rest), -FLT_MAX);
+    }
+
+    static void compact(Row &row) {
+        int kept = 0;
+        for (int i = 0; i < row.count; ++i)
+            if (row.list[i].high >= row.low) row.list[kept++] = row.list[i];
+        row.count = kept;
+        row.compact_low = row.low;
+    }
+
+    const double *wide_row(int64_t i, int64_t count) {
+        const int64_t t = i / isa_.rows, rows = rows_in(t, count);
+        const float *source = packed_.data() + t * isa_.rows * book_.width + i % isa_.rows;
+        for (int64_t d = 0; d < book_.width; ++d) wide_[d] = source[d * rows];
+        return wide_.data();
+    }
+
+    // 唯一候选即答案，多个候选按定义裁决；丢过够得着的候选（或没有候选）则返回 false，留给逐一比较。
+    bool settle(int64_t i, int64_t count, int64_t *out) {
+        Row &row = rows_[i];
+        compact(row);
+        row.brute = row.brute || row.lost >= row.low || row.count == 0;
+        if (row.brute) return false;
+        out[i] = row.list[0].code;
+        if (row.count == 1) return true;
+        const double *x = wide_row(i, count);
+        double least = std::numeric_limits<double>::infinity();
+        for (int c = 0; c < row.count; ++c) {  // 候选按编号递增进表，严格小于即取最低编号
+            const int64_t code = row.list[c].code;
+            const double far = exact_distance(panel(code / kPanel), book_.width, x, static_cast<int>(code % kPanel));
+            if (far < least) least = far, out[i] = code;
+        }
+        return true;
+    }
+
+    // 候选挤爆的行与全部码字按定义比较；面板在外层，几百行一起时码本只读一遍。
+    void brute_force(int64_t count, int64_t *out) {
+        std::vector<int64_t> rows;
+        for (int64_t i = 0; i < count; ++i)
+            if (rows_[i].brute) rows.push_back(i), out[i] = 0, rows_[i].low = std::numeric_limits<double>::infinity();
+        double far[kPanel];
+        for (int64_t p = 0; p < book_.num_panels; ++p)
+            for (const int64_t i : rows) {
+                isa_.brute(panel(p), book_.width, wide_row(i, count), far);
+                const int64_t members = std::min<int64_t>(kPanel, book_.size - p * kPanel);
+                for (int64_t m = 0; m < members; ++m)
+                    if (far[m] < rows_[i].low) rows_[i].low = far[m], out[i] = p * kPanel + m;
+            }
+    }
+
+    const Book &book_;
+    const Isa &isa_;
+    std::vector<float> packed_;
+    std::vector<Row> rows_;
+    std::vector<Tile> tiles_;
+    std::vector<double> wide_;
+};
+
+}  // namespace
+
+SEMID_API int semid_version() { return 1; }
+
+// 本机可用的最好指令集：0 通用、1 AVX2、2 AVX-512。
+SEMID_API int semid_best_isa() {
+#ifdef SEMID_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f")) return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+// 把 codes 的第 i 行写进面板的第 rows[i] 个码字。
+SEMID_API void semid_pack(const float *codes, const int64_t *rows, int64_t count, int64_t width, float *panels) {
+    for (int64_t i = 0; i < count; ++i) {
+        float *target = panels + rows[i] / kPanel * kPanel * width + rows[i] % kPanel;
+        for (int64_t d = 0; d < width; ++d) target[d * kPanel] = codes[i * width + d];
+    }
+}
+
+// count 行的最近码字；步长以元素计。返回 0 成功，1 内存不足。
+SEMID_API int semid_nearest(const Book *book, int isa, const float *x, int64_t row_stride, int64_t column_stride,
+                            int64_t count, int64_t *out) {
+#ifdef SEMID_X86
+    const unsigned saved = _mm_getcsr();
+    _mm_setcsr(0x1f80);  // 默认舍入、保留次正规数：调用方若改过浮点模式，不许影响 ID
+#endif
+    int status = 0;
+    try {
+        const int64_t unit = kIsas[isa].rows, fit = std::min<int64_t>(kBlockBytes / (4 * book->width), 1024);
+        const int64_t capacity = std::min(count, std::max<int64_t>(1, fit / unit) * unit);
+        Block block(*book, kIsas[isa], capacity);
+        for (int64_t start = 0; start < count; start += capacity)
+            block.run(x + start * row_stride, row_stride, column_stride, std::min(capacity, count - start),
+                      out + start);
+    } catch (const std::bad_alloc &) {
+        status = 1;
+    }
+#ifdef SEMID_X86
+    _mm_setcsr(saved);
+#endif
+    return status;
+}
+
+static PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+
+// 空模块：只为让 setuptools 按扩展模块构建与安装；函数经 ctypes 调用，调用期间不持有 GIL。
+PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&kModule); }

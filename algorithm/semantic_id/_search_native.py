@@ -1,0 +1,101 @@
+"""编译内核的加载与调用（ctypes，调用期间不持有 GIL）；没有编译过就当它不存在。
+
+线程在这里开：每个线程各领一段行，段内单线程算到底。不用 OpenMP：它的忙等在繁忙的机器上能让两个线程比一个慢几倍。
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import threading
+import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+import torch
+
+if TYPE_CHECKING:
+    from .search import PreparedCodebook
+
+__all__ = ["available", "pack", "search"]
+
+_VERSION = 1  # 与 _native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
+_ISAS = ("generic", "avx2", "avx512")  # 下标即 _native.cpp 里的编号
+_CHUNK = 4032  # 一个线程一次领的行数，是各指令集瓦片行数 14、6、4 的公倍数
+_WORTH_THREADS = 1 << 25  # 乘加次数低于它（约 1 毫秒）时开线程不划算
+
+
+class _Book(ctypes.Structure):
+    """与 _native.cpp 的 struct Book 逐字段对应。"""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("panels", "bias", "norm", "panel_norm")),
+        *((name, ctypes.c_int64) for name in ("size", "width", "num_panels")),
+        *((name, ctypes.c_double) for name in ("top_norm", "limit", "slope", "curve", "eta", "tau")),
+    ]
+
+
+@functools.lru_cache(maxsize=None)
+def _library() -> Optional[ctypes.CDLL]:
+    """找到并打开编译好的内核；没有就返回 None。"""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name("_native" + suffix)
+        if not path.exists():
+            continue
+        library = ctypes.CDLL(str(path))
+        if library.semid_version() == _VERSION:
+            pointer, number = ctypes.c_void_p, ctypes.c_int64
+            library.semid_pack.argtypes = [pointer, pointer, number, number, pointer]
+            library.semid_pack.restype = None
+            library.semid_nearest.argtypes = [pointer, ctypes.c_int, pointer, number, number, number, pointer]
+            return library
+        warnings.warn(f"{path.name} is stale and ignored; rebuild: python setup.py build_ext --inplace", stacklevel=2)
+    return None
+
+
+def available() -> tuple[str, ...]:
+    """本机能跑的指令集，从慢到快；没有编译内核时为空。"""
+    library = _library()
+    return () if library is None else _ISAS[: library.semid_best_isa() + 1]
+
+
+def pack(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor) -> None:
+    """把 `codes` (R, H) 写进面板 (P, H, 32) 的第 `rows` (R,) 个码字。"""
+    library = _library()
+    assert library is not None and codes.is_contiguous() and rows.is_contiguous()
+    library.semid_pack(codes.data_ptr(), rows.data_ptr(), codes.shape[0], codes.shape[1], panels.data_ptr())
+
+
+def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor, threads: int) -> None:
+    """`x` (B, H) 的最近码字写进 `out` (B,)。"""
+    library = _library()
+    assert library is not None
+    count, (step, hop), isa = x.shape[0], x.stride(), _ISAS.index(book.path)
+    data = (book.table, book.bias, book.norm, book.panel_norm)
+    native = _Book(
+        *(t.data_ptr() for t in data), book.size, book.width, book.panel_norm.shape[0], book.top_norm, *book.bound
+    )
+    if count * book.size * book.width < _WORTH_THREADS:
+        threads = 1
+    chunk = min(_CHUNK, -(-count // (threads * 84)) * 84)
+    starts, failed = itertools.count(0, chunk or 1), []
+
+    def work() -> None:
+        for start in starts:
+            if start >= count:
+                return
+            rows = min(chunk, count - start)
+            source, target = x.data_ptr() + 4 * step * start, out.data_ptr() + 8 * start
+            if library.semid_nearest(ctypes.byref(native), isa, source, step, hop, rows, target):
+                failed.append(start)
+
+    helpers = [threading.Thread(target=work) for _ in range(min(threads, -(-count // (chunk or 1))) - 1)]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+    if failed:
+        raise MemoryError("nearest-codeword search ran out of memory; use fewer threads")

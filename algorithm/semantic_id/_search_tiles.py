@@ -1,0 +1,148 @@
+"""搜索的后备路径：NumPy 片（没有编译器的 CPU）与 torch 片（CUDA，也能在 CPU 上跑），结果与编译路径逐位相同。
+
+定义、误差界的推导见 `search.py`。一片 T 个码字与一块 n 行相乘得 (T, n) 的得分；每 32 个码字一组取最大，
+只有组内最大值够得着界的组才细看，所以每个得分只被读一遍。(B, K) 的矩阵从不整个存在。
+
+形状字母：n 一块行数，T 一片码字数，G = T/32 组数，m 够得着界的（组，行）对数。
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from .search import PreparedCodebook
+
+__all__ = ["search"]
+
+_GROUP = 32  # K' 是它的倍数
+_TILE = 1024  # T；与 n = 1024 一起使得分占 8 MB
+_MAX_GROUPS = 4  # 一片里够得着界的组超过它的行，改为与全部码字比：候选总量因此有界
+_PAIRS = 2048  # 一次裁决多少（行，码字）对：float64 的中间量占几 MB
+
+
+def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor) -> None:
+    """`x` (B, H) 的最近码字写进 `out` (B,)，按块进行，额外内存与 B 无关。"""
+    rows = 1024 if x.device.type == "cpu" else 4096
+    precision = torch.get_float32_matmul_precision()
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        try:
+            # TF32 与 bfloat16 的乘积不满足误差界，搜索期间一律用真正的 float32
+            if precision != "highest":
+                torch.set_float32_matmul_precision("highest")
+            # 两个大缓冲区由各块轮流用：每块重新申请，缺页中断会吃掉一成时间
+            height, most = min(_TILE, len(book.table)), min(rows, x.shape[0])
+            scores, x1 = torch.empty(height * most, device=x.device), torch.empty((book.width + 1) * most, device=x.device)
+            for start in range(0, x.shape[0], rows):
+                n = min(rows, x.shape[0] - start)
+                buffers = scores[: height * n].view(height, n), x1[: (book.width + 1) * n].view(-1, n)
+                out[start : start + n] = _search_block(x[start : start + n], book, *buffers)
+        finally:
+            if precision != "highest":
+                torch.set_float32_matmul_precision(precision)
+
+
+def _search_block(x: torch.Tensor, book: PreparedCodebook, scores: torch.Tensor, x1: torch.Tensor) -> torch.Tensor:
+    """一块行 (n, H) 的编号 (n,)：提名，再裁决；`scores` (T, n) 与 `x1` (H+1, n) 是缓冲区。"""
+    limit, slope, curve, eta, tau = book.bound
+    if not book.top_norm <= limit:  # float32 的得分会溢出：整块按定义比较
+        return _settle(x, book, *x.new_zeros(2, 0, dtype=torch.int64), x.new_ones(x.shape[0], dtype=torch.bool))
+    # (n,) ‖x‖ 的上界：float32 求和误差 (H+8)u 与平方的下溢 √H·2⁻⁶² 都加上；不转 float64，省一份 (n, H) 的副本
+    norm = (torch.linalg.vector_norm(x, dim=1) + book.width**0.5 * 2.0**-62) * (1 + (book.width + 8) * 2.0**-24)
+    rest = eta * norm * norm + tau * (1 + norm + book.top_norm)  # (n,) 误差界里与码字无关的部分
+    crowded = ~(norm <= limit)  # (n,) 这些行直接与全部码字比
+    x1[:-1] = x.T
+    x1[-1] = 1.0  # 乘偏置
+    arrays = (book.table, book.norm, x1, norm, rest, scores, crowded)
+    if book.path == "numpy":  # numpy() 与张量共享内存，crowded 的改动两边都看得到
+        found, low = _nominate(np, slope, curve, *(t.numpy() for t in arrays))
+    else:
+        found, low = _nominate(torch, slope, curve, *arrays)
+    row, code, high = (torch.as_tensor(a) for a in found)
+    keep = (high >= torch.as_tensor(low)[row]) & ~crowded[row]
+    return _settle(x, book, row[keep], code[keep], crowded)
+
+
+def _nominate(
+    xp: Any, slope: float, curve: float, table: Any, norm: Any, x1: Any, x_norm: Any, rest: Any, scores: Any, crowded: Any
+) -> tuple[tuple[Any, Any, Any], Any]:
+    """提名：返回候选的（行，编号，得分上界）与每行最好的得分下界；`xp` 是 numpy 或 torch，写法两者通用。"""
+    found, low = [], rest - xp.inf  # (n,)
+    for start in range(0, table.shape[0], scores.shape[0]):
+        part = table[start : start + scores.shape[0]]  # (T, H+1)
+        # (32, G, n)：一组是步长为 G 的 32 个码字，于是组内取最大是整片的逐元素比较
+        grouped = xp.matmul(part, x1, out=scores[: part.shape[0]]).reshape(_GROUP, -1, x1.shape[1])
+        part_norm = norm[start : start + part.shape[0]]  # (T,)
+        best = xp.amax(grouped, axis=0)  # (G, n)
+        top = xp.amax(part_norm.reshape(_GROUP, -1), axis=0)[:, None]  # (G, 1)
+        slack = (slope * top) * x_norm + (curve * top * top + rest)  # (G, n)
+        low = xp.maximum(low, xp.amax(best - slack, axis=0))
+        hit = best + slack >= low  # (G, n)
+        crowded |= hit.sum(0) > _MAX_GROUPS
+        group, row = xp.where(hit & ~crowded)  # (m,)
+        # 按各自码字的界再看一遍：一个范数巨大的码字不该让同组的邻居都成候选
+        own = part_norm.reshape(_GROUP, -1)[:, group]  # (32, m)
+        high = grouped[:, group, row] + (slope * own * x_norm[row] + (curve * own * own + rest[row]))
+        member, pair = xp.where(high >= low[row])
+        found.append((row[pair], start + member * top.shape[0] + group[pair], high[member, pair]))
+    row, code, high = (xp.concatenate(a) for a in zip(*found))
+    return (row, code, high), low
+
+
+# ---- 裁决：只按 search.py 开头的定义 ----
+
+
+def _settle(
+    x: torch.Tensor, book: PreparedCodebook, row: torch.Tensor, code: torch.Tensor, crowded: torch.Tensor
+) -> torch.Tensor:
+    """候选 (row, code) → 每行的编号；没有候选或候选太多的行与全部码字比。"""
+    n = x.shape[0]
+    count = torch.bincount(row, minlength=n)  # (n,)
+    out = torch.zeros(n, dtype=torch.int64, device=x.device)
+    out[row] = code
+    several = (count > 1)[row]
+    row, code = row[several], code[several]
+    if row.numel():
+        parts = zip(row.split(_PAIRS), code.split(_PAIRS), strict=True)
+        far = torch.cat([_distance(x[r], book.table[c, :-1]) for r, c in parts])  # (m,)
+        least = far.new_full((n,), torch.inf).scatter_reduce(0, row, far, "amin")  # (n,)
+        win = far == least[row]
+        first = torch.full_like(out, book.size).scatter_reduce(0, row[win], code[win], "amin")
+        out = torch.where(first < book.size, first, out)
+    lost = (crowded | (count == 0)).nonzero()[:, 0]
+    several = max(1, _PAIRS // book.size)
+    for start in range(0, len(lost), several):
+        part = lost[start : start + several]
+        out[part] = _brute_force(x[part], book)
+    return out
+
+
+def _brute_force(x: torch.Tensor, book: PreparedCodebook) -> torch.Tensor:
+    """(r, H) 与全部码字按定义比较 → (r,)。"""
+    least = x.new_full((x.shape[0],), torch.inf, dtype=torch.float64)  # (r,)
+    out = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    for start in range(0, book.size, _PAIRS):
+        stop = min(start + _PAIRS, book.size)
+        far = _distance(x[:, None], book.table[None, start:stop, :-1])  # (r, T)
+        near = far.amin(1)
+        index = torch.arange(start, stop, device=x.device)
+        first = torch.where(far == near[:, None], index, stop - 1).amin(1)  # 并列取最低编号
+        out = torch.where(near < least, first, out)
+        least = torch.minimum(near, least)
+    return out
+
+
+def _distance(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """定义里的距离，(…, H) 可广播；逐元素运算不会被融合成 FMA，求和次序写死，所以逐位可重现。"""
+    gap = x.double() - c.double()
+    square = torch.nn.functional.pad(gap.mul_(gap), (0, -gap.shape[-1] % 16))
+    square = square.unflatten(-1, (-1, 16))  # (…, ⌈H/16⌉, 16)
+    lanes = square[..., 0, :]
+    for i in range(1, square.shape[-2]):
+        lanes += square[..., i, :]
+    for half in (8, 4, 2, 1):
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+    return lanes[..., 0]

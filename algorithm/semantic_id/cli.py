@@ -1,0 +1,294 @@
+"""命令 `semid`：解析参数 → 调一个函数 → 打印。没有别的模块 import 本文件。
+
+退出码：0 成功；2 用户能改正的错误，stderr 上恰好一行 `error: …`；130 被 Ctrl-C 打断；1 程序自身的缺陷（带回溯）。
+顶部只 import typer、rich 与标准库：`semid --help` 一秒内回答；torch 在命令真正执行时才加载。
+
+语言由 `cli_language.py` 处理；结果的排版在 `cli_text.py`；真正做事的在 `commands.py`。
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Callable, Dict, Sequence
+
+import typer
+
+from . import __version__, cli_text
+from .cli_errors import interrupted, report
+from .cli_language import both, localized, take_lang
+from .cli_options import (
+    BlockRows,
+    Device,
+    Features,
+    IdColumn,
+    Json,
+    Lang,
+    Model,
+    Output,
+    Overwrite,
+    Quiet,
+    VectorColumn,
+)
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="semid",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=both(
+        "把物品的特征向量变成语义 ID（L1, L2, L3…），相似物品共享前缀。先试试 semid demo。",
+        "Turn item vectors into Semantic IDs (L1, L2, L3, …); similar items share a prefix. Try: semid demo.",
+    ),
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"semid {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    lang: Lang = "zh",
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help=both("打印版本并退出", "print the version")),
+    ] = False,
+) -> None:
+    # 两个参数都在别处生效（见 take_lang 与 _version）；放在这里是为了出现在帮助里
+    pass
+
+
+@app.command(help=both("训练一个模型。", "Train a model."))
+def train(
+    context: typer.Context,
+    features: Features,
+    output: Output,
+    codebook_sizes: Annotated[
+        str | None, typer.Option(metavar="K1,K2,…", help=both("各层码本大小，如 256,256,256", "codewords per level"))
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help=both("训练轮数，默认 10", "epochs, 10 by default"))] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help=both("每步行数，默认 1024", "rows a step, default 1024"))
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="kmeans|uniform", help=both("码本初始化方式", "how codebooks start"))
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help=both("随机种子，默认 0", "random seed, 0 by default"))] = None,
+    max_train_rows: Annotated[
+        int | None,
+        typer.Option(help=both("最多用多少行训练（按种子抽样）", "train on a seeded sample of so many rows")),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help=both("JSON 配置文件；命令行参数优先", "JSON file of config fields; flags win")),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help=both("接着被打断的训练", "go on where training was interrupted")),
+    ] = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    id_column: IdColumn = "item_id",
+    vector_column: VectorColumn = "embedding",
+    json_: Json = False,
+    quiet: Quiet = False,
+    lang: Lang = "zh",
+) -> None:
+    """特征维度由数据决定。"""
+    from . import commands
+
+    settings = {
+        "codebook_sizes": None if codebook_sizes is None else commands.parse_sizes(codebook_sizes),
+        "batch_size": batch_size,
+        "init": init,
+        "seed": seed,
+        "max_train_rows": max_train_rows,
+    }
+    result = commands.train(
+        features,
+        output,
+        settings=settings,
+        config_file=config,
+        epochs=epochs,
+        device=device,
+        resume=resume,
+        overwrite=overwrite,
+        id_column=id_column,
+        vector_column=vector_column,
+        progress=not (json_ or quiet),
+    )
+    _emit(context, result, cli_text.show_trained, json_, quiet)
+
+
+@app.command(
+    help=both("把物品编码成物品表（item_id, l1, l2, l3）。", "Encode items into a catalog (item_id, l1, l2, l3).")
+)
+def encode(
+    context: typer.Context,
+    model: Model,
+    features: Features,
+    output: Output,
+    overwrite: Overwrite = False,
+    block_rows: BlockRows = 16384,
+    device: Device = "auto",
+    id_column: IdColumn = "item_id",
+    vector_column: VectorColumn = "embedding",
+    json_: Json = False,
+    quiet: Quiet = False,
+    lang: Lang = "zh",
+) -> None:
+    """编号须唯一；`.npy` 的编号是行号。"""
+    from . import commands
+
+    show = not (json_ or quiet)
+    result = commands.encode(
+        model,
+        features,
+        output,
+        overwrite=overwrite,
+        block_rows=block_rows,
+        device=device,
+        id_column=id_column,
+        vector_column=vector_column,
+        progress=show,
+    )
+    _emit(context, result, cli_text.show_written, json_, quiet)
+
+
+@app.command(help=both("从编码重建特征向量（float32 .npy）。", "Rebuild vectors from codes (float32 .npy)."))
+def decode(
+    context: typer.Context,
+    model: Model,
+    codes: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CODES",
+            help=both("物品表目录、含 l1…lL 的 .parquet、整数 .npy", "catalog folder, .parquet with l1…lL, int .npy"),
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help=both("输出的 .npy 文件", "output .npy file"))],
+    overwrite: Overwrite = False,
+    block_rows: BlockRows = 16384,
+    device: Device = "auto",
+    json_: Json = False,
+    quiet: Quiet = False,
+    lang: Lang = "zh",
+) -> None:
+    """行序与编码文件相同。"""
+    from . import commands
+
+    show = not (json_ or quiet)
+    result = commands.decode(
+        model, codes, output, overwrite=overwrite, block_rows=block_rows, device=device, progress=show
+    )
+    _emit(context, result, cli_text.show_written, json_, quiet)
+
+
+@app.command(
+    help=both("评估模型：误差、码本使用、冲突与体检结论。", "Judge a model: error, code usage, collisions, verdicts.")
+)
+def evaluate(
+    context: typer.Context,
+    model: Model,
+    features: Features,
+    block_rows: BlockRows = 8192,
+    device: Device = "auto",
+    id_column: IdColumn = "item_id",
+    vector_column: VectorColumn = "embedding",
+    json_: Json = False,
+    quiet: Quiet = False,
+    lang: Lang = "zh",
+) -> None:
+    """总体是 FEATURES 的全部行。"""
+    from . import commands
+
+    show = not (json_ or quiet)
+    result = commands.evaluate(
+        model,
+        features,
+        block_rows=block_rows,
+        device=device,
+        id_column=id_column,
+        vector_column=vector_column,
+        progress=show,
+    )
+    _emit(context, result, cli_text.show_evaluation, json_, quiet)
+
+
+@app.command(help=both("查看模型：配置、指纹、训练时的数字。", "Show a model: config, fingerprint, training figures."))
+def info(context: typer.Context, model: Model, json_: Json = False, quiet: Quiet = False, lang: Lang = "zh") -> None:
+    """只读。"""
+    from . import commands
+
+    _emit(context, commands.info(model), cli_text.show_info, json_, quiet)
+
+
+@app.command(help=both("在内置的 8,192 个真实物品上走完全程。", "Run everything on 8,192 embedded real items."))
+def demo(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help=both("放模型与物品表的目录", "folder for model and catalog"))] = Path(
+        "semid-demo"
+    ),
+    device: Device = "auto",
+    json_: Json = False,
+    quiet: Quiet = False,
+    lang: Lang = "zh",
+) -> None:
+    """训练、编码、评估，再展示共享前缀的物品。"""
+    from . import commands
+
+    result = commands.demo(output, device=device, progress=not (json_ or quiet))
+    _emit(context, result, cli_text.show_demo, json_, quiet)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """入口：返回退出码，绝不让用户的错误变成回溯。
+
+    Args:
+        argv: 参数，不含程序名；None 取 `sys.argv`。
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # 终端写不出中文时给问号，而不是崩溃
+    # 训练器的提示会出现在结果里；不加处理器的话，logging 会自己把它们写到 stderr，--quiet 就不安静了
+    logging.getLogger("algorithm.semantic_id").addHandler(logging.NullHandler())
+    try:
+        lang, arguments = take_lang(list(sys.argv[1:] if argv is None else argv))
+        command = localized(app, lang)
+        code = command.main(arguments or ["--help"], prog_name="semid", standalone_mode=False, obj={"lang": lang})
+        if code == 130:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return interrupted()
+    except BrokenPipeError:
+        # 读者（如 head）先走了：不是错误，但退出时还会再刷一次 stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return report(error)
+
+
+def _emit(
+    context: typer.Context,
+    result: Dict[str, Any],
+    show: Callable[[Dict[str, Any], str], None],
+    json_: bool,
+    quiet: bool,
+) -> None:
+    """--json 只打印一个对象；--quiet 什么也不打印。"""
+    if json_:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    elif not quiet:
+        show(result, context.obj["lang"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

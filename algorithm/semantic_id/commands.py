@@ -1,0 +1,279 @@
+"""命令行背后的动作：每个命令一个函数，参数进，可写成 JSON 的字典出，不打印。
+
+只有这里同时认识模型（一楼）与物品表（二楼）。被 `cli.py` 在命令执行时才导入，因为它会拉起 torch。
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Callable, Dict, Tuple
+
+import pyarrow.parquet as pq
+import torch
+
+from . import __version__, checkpoint, showcase
+from .catalog import Catalog, decode_codes_file, encode_catalog
+from .catalog.table import codes_of
+from .config import SemanticIDConfig, TrainerConfig
+from .encoder import SemanticIDEncoder
+from .evaluation import evaluate as evaluate_model
+from .progress import Progress
+from .run_folder import check_demo_folder, check_run_folder, remove_traces
+from .trainer import train_codebook
+from .vectors import open_vectors
+from .verdicts import judge_health
+
+__all__ = ["decode", "demo", "encode", "evaluate", "info", "train"]
+
+DEFAULT_EPOCHS = 10
+
+
+def train(
+    features: Path,
+    output: Path,
+    *,
+    settings: Dict[str, Any],
+    config_file: Path | None,
+    epochs: int | None,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    id_column: str,
+    vector_column: str,
+    progress: bool,
+) -> Dict[str, Any]:
+    """训练一个模型并写进 `output`。
+
+    Args:
+        features: `.npy`、Parquet 文件或目录。
+        output: 训练目录，写完就是模型目录。
+        settings: 命令行给出的 `SemanticIDConfig` 与 `TrainerConfig` 字段；None 值表示没给。
+        config_file: JSON 配置文件；命令行给出的优先。
+        epochs: 训练轮数；None 取配置文件的 num_epochs，再取 10。
+        device: auto、cpu、cuda、cuda:1……
+        resume: 从断点接着训练；没有断点就从头开始。
+        overwrite: 允许替换已有的训练目录；新模型写完之前，旧模型还在。
+        id_column: Parquet 的物品编号列。
+        vector_column: Parquet 的向量列。
+        progress: 是否显示进度。
+
+    Raises:
+        FileExistsError: 输出已存在而没有 overwrite 或 resume。
+        TypeError, ValueError, OSError: 见各扇门。
+    """
+    merged = {**_read_config(config_file), **{k: v for k, v in settings.items() if v is not None}}
+    num_epochs = merged.pop("num_epochs", DEFAULT_EPOCHS) if epochs is None else epochs
+    merged.pop("num_epochs", None)
+    check_run_folder(output, resume, overwrite)
+    source = open_vectors(features, id_column=id_column, vector_column=vector_column)
+    model_fields = {field.name for field in fields(SemanticIDConfig)}
+    trainer_config = TrainerConfig(**{k: v for k, v in merged.items() if k not in model_fields})
+    model_config = SemanticIDConfig(**{"embedding_dim": source.dim, **_only(merged, model_fields)})
+    encoder = SemanticIDEncoder(model_config).to(_device(device))
+    existed = output.exists()
+    if overwrite and not resume:
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    try:
+        figures = train_codebook(
+            encoder, source, num_epochs, config=trainer_config, output_dir=output, resume=resume, progress=progress
+        )
+    except Exception:
+        remove_traces(output, existed)
+        raise
+    return {
+        "output": os.fspath(output),
+        "fingerprint": encoder.fingerprint(),
+        "embedding_dim": encoder.embedding_dim,
+        "codebook_sizes": list(encoder.codebook_sizes),
+        "features": source.description,
+        **figures,
+    }
+
+
+def encode(
+    model: Path,
+    features: Path,
+    output: Path,
+    *,
+    overwrite: bool,
+    block_rows: int,
+    device: str,
+    id_column: str,
+    vector_column: str,
+    progress: bool,
+) -> Dict[str, Any]:
+    """把特征编码成物品表。"""
+    encoder = _load(model, device)
+    source = open_vectors(
+        features, expected_dim=encoder.embedding_dim, id_column=id_column, vector_column=vector_column
+    )
+    with Progress(progress) as bar, bar.task("encode", source.num_rows) as advance:
+        return encode_catalog(
+            encoder, source, output, overwrite=overwrite, block_rows=block_rows, progress=_done(advance)
+        )
+
+
+def decode(
+    model: Path, codes: Path, output: Path, *, overwrite: bool, block_rows: int, device: str, progress: bool
+) -> Dict[str, Any]:
+    """把编码解码成特征向量文件。"""
+    encoder = _load(model, device)
+    # 行数要打开文件才知道，所以进度以比例计
+    with Progress(progress) as bar, bar.task("decode", 100) as advance:
+        return decode_codes_file(
+            encoder,
+            codes,
+            output,
+            overwrite=overwrite,
+            block_rows=block_rows,
+            progress=lambda done, total: advance(100 * done // total),
+        )
+
+
+def evaluate(
+    model: Path, features: Path, *, block_rows: int, device: str, id_column: str, vector_column: str, progress: bool
+) -> Dict[str, Any]:
+    """评估模型；结果里的 verdicts 是体检结论。"""
+    encoder = _load(model, device)
+    source = open_vectors(
+        features, expected_dim=encoder.embedding_dim, id_column=id_column, vector_column=vector_column
+    )
+    with Progress(progress) as bar, bar.task("evaluate", source.num_rows) as advance:
+        figures = evaluate_model(encoder, source, block_rows=block_rows, progress=_done(advance))
+    return _with_verdicts(figures, encoder)
+
+
+def info(model: Path) -> Dict[str, Any]:
+    """模型的配置、指纹、大小与训练时的数字。"""
+    encoder = _load(model, "cpu")
+    return {
+        "model": os.fspath(model),
+        "fingerprint": encoder.fingerprint(),
+        "config": encoder.config.to_dict(),
+        "num_parameters": sum(p.numel() for p in encoder.parameters()),
+        "bytes": sum((model / name).stat().st_size for name in ("config.json", "model.safetensors")),
+        "training": encoder.training_figures,
+    }
+
+
+def demo(output: Path, *, device: str, progress: bool) -> Dict[str, Any]:
+    """在内置的 8,192 个真实物品上走完全程：训练 → 编码 → 评估 → 挑出共享前缀的物品。
+
+    Args:
+        output: 放 model/、catalog/ 与 demo.json 的目录；只有上次演示留下的目录才会被替换。
+        device: 同 `train`。
+        progress: 是否显示进度。
+
+    Returns:
+        `evaluate` 的全部数字，加上 prefix_agreement（前缀长度 0…L 时两件物品同类的概率，0 为随机）与 prefixes。
+
+    Raises:
+        FileExistsError: 目录里有不是演示写的东西。
+    """
+    check_demo_folder(output)
+    output.mkdir(parents=True, exist_ok=True)
+    # 先写标记：演示中途被打断，下次也认得出这是自己的目录
+    checkpoint.write_file(output / "demo.json", b"{}\n")
+    columns = {"id_column": "item_id", "vector_column": "embedding"}
+    settings = {"codebook_sizes": showcase.DEMO_CODEBOOK_SIZES}
+    train(
+        showcase.DEMO_ITEMS,
+        output / "model",
+        settings=settings,
+        config_file=None,
+        epochs=None,
+        device=device,
+        resume=False,
+        overwrite=True,
+        **columns,
+        progress=progress,
+    )
+    common: Dict[str, Any] = {"device": device, "progress": progress, "block_rows": 8192, **columns}
+    encode(output / "model", showcase.DEMO_ITEMS, output / "catalog", overwrite=True, **common)
+    figures = evaluate(output / "model", showcase.DEMO_ITEMS, **common)
+    codes = codes_of(Catalog.open(output / "catalog").read())  # (N, L)
+    items = pq.read_table(showcase.DEMO_ITEMS, columns=["title", "category"]).to_pydict()
+    result = {
+        "output": os.fspath(output),
+        "model": os.fspath(output / "model"),
+        "catalog": os.fspath(output / "catalog"),
+        **figures,
+        "prefix_agreement": [
+            showcase.prefix_agreement(codes, items["category"], depth) for depth in range(codes.shape[1] + 1)
+        ],
+        "prefixes": showcase.choose_prefixes(codes, items["category"], items["title"]),
+    }
+    text = json.dumps({"semid_version": __version__, **result}, ensure_ascii=False, indent=2)
+    checkpoint.write_file(output / "demo.json", (text + "\n").encode())
+    return result
+
+
+def _with_verdicts(figures: Dict[str, Any], encoder: SemanticIDEncoder) -> Dict[str, Any]:
+    """附上体检结论；两种语言都带着，由打印的人选。"""
+    verdicts = judge_health(figures, encoder.training_figures)
+    return {**figures, "verdicts": [verdict._asdict() for verdict in verdicts]}
+
+
+def _load(folder: Path, device: str) -> SemanticIDEncoder:
+    """命令行只认本地目录：拼错的路径应当立刻报错，而不是去网上找同名仓库。"""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"model folder {str(folder)!r} does not exist; train one with `semid train`")
+    return SemanticIDEncoder.from_pretrained(folder).to(_device(device))
+
+
+def _device(name: str) -> torch.device:
+    """设备名的门；auto 有 CUDA 就用。"""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise ValueError(f"--device {name!r} cannot be used here: {reason}; use cpu, cuda or auto") from None
+    return device
+
+
+def _read_config(path: Path | None) -> Dict[str, Any]:
+    """读 JSON 配置；拼错的键是错误，否则它会被悄悄忽略。"""
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_bytes().decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--config {str(path)!r} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise TypeError(f"--config {str(path)!r} must hold a JSON object, got {type(values).__name__}")
+    known = [field.name for kind in (SemanticIDConfig, TrainerConfig) for field in fields(kind)] + ["num_epochs"]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"--config {str(path)!r} has unknown key {unknown[0]!r}; known keys: {', '.join(known)}")
+    return values
+
+
+def _only(values: Dict[str, Any], names: set[str]) -> Dict[str, Any]:
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _done(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    """`progress(done, total)` → 进度条只要 done。"""
+    return lambda done, _total: advance(done)
+
+
+def parse_sizes(text: str) -> Tuple[int, ...]:
+    """解析 `256,256,256`。
+
+    Raises:
+        ValueError: 不是逗号分隔的正整数。
+    """
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"--codebook-sizes {text!r} must be positive ints separated by commas, e.g. 256,256,256")
+    return sizes

@@ -1,0 +1,325 @@
+"""训练器：可复现、断点续训逐位相同、来源无关、尺度等变、留下最好的状态。"""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook, training_rows
+from algorithm.semantic_id.trainer import judge
+from algorithm.semantic_id.training_rows import TrainingRows
+from algorithm.semantic_id.vectors import open_vectors
+
+CONFIG = SemanticIDConfig(embedding_dim=8, codebook_sizes=(8, 16), hidden_dim=8)
+FAST = TrainerConfig(batch_size=128, kmeans_iterations=3)
+
+
+def data(num_rows=1000, dim=8, seed=0):
+    rng = np.random.default_rng(seed)
+    centers = rng.standard_normal((20, dim)) * 3
+    return (centers[rng.integers(20, size=num_rows)] + rng.standard_normal((num_rows, dim))).astype(np.float32)
+
+
+def trained(x, epochs=4, config=FAST, encoder=None, **kwargs):
+    encoder = encoder if encoder is not None else SemanticIDEncoder(CONFIG)
+    figures = train_codebook(encoder, x, epochs, config=config, progress=False, **kwargs)
+    return encoder, figures
+
+
+def test_same_seed_same_bytes_whatever_the_global_random_state():
+    x = data()
+    torch.manual_seed(1)
+    first, figures = trained(x)
+    torch.manual_seed(2)
+    second, again = trained(x)
+    assert first.fingerprint() == second.fingerprint()
+    assert figures == again
+    other, _ = trained(x, config=TrainerConfig(batch_size=128, kmeans_iterations=3, seed=1))
+    assert other.fingerprint() != first.fingerprint()
+
+
+def test_every_kind_of_source_gives_the_same_bytes(tmp_path):
+    x = data()
+    reference = trained(x)[0].fingerprint()
+    np.save(tmp_path / "x.npy", x)
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 8)
+    pq.write_table(pa.table({"item_id": np.arange(1000), "embedding": fixed}), tmp_path / "x.parquet", row_group_size=77)
+    sources = [torch.from_numpy(x), tmp_path / "x.npy", str(tmp_path / "x.parquet"), open_vectors(x)]
+    sources.append(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    for source in sources:
+        assert trained(source)[0].fingerprint() == reference
+
+
+def test_rows_on_disk_give_valid_training(monkeypatch, tmp_path):
+    """块放不下时转存磁盘：每个 epoch 仍恰好见到每一行一次，批次只由 (seed, epoch) 决定。"""
+    monkeypatch.setattr(training_rows, "_CHUNK_ROWS", 64)
+    monkeypatch.setattr(training_rows, "_BLOCK_BYTES", 200 * 8 * 4)
+    x = data(1000)
+    x[:, 0] = np.arange(1000)
+    rows = TrainingRows(open_vectors(x), TrainerConfig(holdout_rate=0.1), tmp_path)
+    assert (tmp_path / "rows.f32").stat().st_size == 900 * 8 * 4
+    assert rows.block_rows == 200
+    epoch = [b.clone() for b in rows.batches(3, 70)]
+    assert [len(b) for b in epoch] == [70] * 12 + [60]
+    assert rows.num_batches(70) == 13
+    seen = torch.cat(epoch)[:, 0]
+    held = rows.holdout[:, 0]
+    assert sorted(torch.cat([seen, held]).tolist()) == list(range(1000))
+    assert torch.equal(torch.cat(list(rows.batches(3, 70))), torch.cat(epoch))
+    assert not torch.equal(torch.cat(list(rows.batches(4, 70))), torch.cat(epoch))
+    assert not torch.equal(seen.sort().values, seen)
+    assert len(rows.sample()) == 200
+    encoder, figures = trained(x)
+    assert figures["num_train_rows"] == 950
+    assert 0 < figures["relative_mse"] < 1
+
+
+def test_running_mean_and_deviation(monkeypatch):
+    monkeypatch.setattr(training_rows, "_READ_ROWS", 33)
+    x = data(500) + 100
+    rows = TrainingRows(open_vectors(x), TrainerConfig(holdout_rate=0.0), None)
+    assert len(rows.holdout) == 0
+    np.testing.assert_allclose(rows.mean, x.astype(np.float64).mean(0), rtol=1e-6)
+    expected = float(np.square(x.astype(np.float64) - x.astype(np.float64).mean(0)).sum())
+    assert rows.squared_deviation == pytest.approx(expected, rel=1e-5)
+
+
+def test_sample_is_uniform_seeded_and_recorded(monkeypatch):
+    monkeypatch.setattr(training_rows, "_READ_ROWS", 50)
+    x = np.arange(1000, dtype=np.float32)[:, None].repeat(8, 1)
+    taken = []
+    for seed in range(30):
+        config = TrainerConfig(max_train_rows=100, holdout_rate=0.1, seed=seed)
+        rows = TrainingRows(open_vectors(x), config, None)
+        values = torch.cat([rows.sample(), rows.holdout])[:, 0].tolist()
+        assert len(set(values)) == 100
+        assert rows.num_train_rows == 90
+        taken += values
+    assert abs(np.mean(taken) - 499.5) < 4 * 288.7 / np.sqrt(3000)
+    histogram = np.histogram(taken, bins=20, range=(0, 1000))[0]
+    assert histogram.min() > 90
+    assert histogram.max() < 220
+    _, figures = trained(data(), max_train_rows=300)
+    assert figures["trainer_config"]["max_train_rows"] == 300
+    assert figures["num_source_rows"] == 1000
+    assert figures["num_train_rows"] + figures["num_holdout_rows"] == 300
+
+
+@pytest.mark.parametrize("power", [-30, 9])
+def test_scaling_features_by_a_power_of_two_keeps_every_id(power):
+    x = data()
+    encoder, figures = trained(x, epochs=4)
+    scaled, scaled_figures = trained(x * np.float32(2.0**power), epochs=4)
+    assert scaled_figures["network_kept"] == figures["network_kept"]
+    assert scaled_figures["relative_mse"] == figures["relative_mse"]
+    x = torch.from_numpy(x)
+    assert torch.equal(encoder.encode_codes(x), scaled.encode_codes(x * 2.0**power))
+
+
+def test_network_trajectory_is_scale_free_too():
+    """上一条里网络可能没被留下；这里直接比较最后一个 epoch 的网络。"""
+    x = data()
+    histories = []
+    for power in (0, 9):
+        encoder = SemanticIDEncoder(CONFIG)
+        config = TrainerConfig(batch_size=128, kmeans_iterations=3, holdout_rate=0.0)
+        trained(x * np.float32(2.0**power), epochs=2, config=config, encoder=encoder)
+        histories.append(encoder)
+    a, b = (e.rq_vae.encoder for e in histories)
+    assert not a.is_identity()
+    assert torch.equal(a.weight_out, b.weight_out)
+    assert float(b.unit) == 2**9 * float(a.unit)
+
+
+def test_resume_after_kill_9_gives_the_same_bytes(tmp_path):
+    """在第 4 个 epoch（网络阶段）训练到一半时 SIGKILL，再续训；与不中断的结果逐位相同。"""
+    x = data()
+    np.save(tmp_path / "x.npy", x)
+    reference, reference_figures = trained(x, epochs=5, output_dir=tmp_path / "whole")
+    script = f"""
+        import os, signal, torch
+        torch.set_num_threads(1)
+        from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
+        from algorithm.semantic_id.codebook import VectorQuantizer
+        real, calls = VectorQuantizer.update_, []
+        def update_(self, *args):
+            calls.append(1)
+            if len(calls) == 3 * 8 * 2 + 7:  # 每个 epoch 8 批 × 2 层
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(self, *args)
+        VectorQuantizer.update_ = update_
+        encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=8, codebook_sizes=(8, 16), hidden_dim=8))
+        train_codebook(encoder, {str(tmp_path / "x.npy")!r}, 5, output_dir={str(tmp_path / "cut")!r}, progress=False,
+                       config=TrainerConfig(batch_size=128, kmeans_iterations=3))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()) == ["epoch-000003"]
+    assert not (tmp_path / "cut" / "config.json").exists()
+    with pytest.raises(FileNotFoundError, match="not a finished model"):
+        SemanticIDEncoder.from_pretrained(tmp_path / "cut")
+    with pytest.raises(ValueError, match="holds an unfinished run; continue it with resume=True"):
+        trained(x, epochs=5, output_dir=tmp_path / "cut")
+    with pytest.raises(ValueError, match="cannot resume .* num_epochs is 6, the interrupted run had 5"):
+        trained(x, epochs=6, output_dir=tmp_path / "cut", resume=True)
+    with pytest.raises(ValueError, match="cannot resume .* data_sha256"):
+        trained(x + 1, epochs=5, output_dir=tmp_path / "cut", resume=True)
+    resumed, figures = trained(x, epochs=5, output_dir=tmp_path / "cut", resume=True)
+    assert resumed.fingerprint() == reference.fingerprint()
+    assert figures == reference_figures
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    logs = [(tmp_path / n / "metrics.jsonl").read_text().splitlines() for n in ("cut", "whole")]
+    assert [len(log) for log in logs] == [6, 6]
+    without_time = [[{k: v for k, v in json.loads(r).items() if k != "elapsed_s"} for r in log] for log in logs]
+    assert without_time[0] == without_time[1]
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+def test_damaged_checkpoint_is_refused(tmp_path):
+    class Stop(Exception):
+        pass
+
+    real = training_rows.TrainingRows.batches
+
+    def batches(self, epoch, batch_size):
+        if epoch == 2:
+            raise Stop
+        return real(self, epoch, batch_size)
+
+    training_rows.TrainingRows.batches = batches
+    try:
+        with pytest.raises(Stop):
+            trained(data(), output_dir=tmp_path)
+    finally:
+        training_rows.TrainingRows.batches = real
+    path = tmp_path / "checkpoints" / "epoch-000001" / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(bytes(raw))
+    with pytest.raises(ValueError, match=r"is damaged \(model.safetensors\); delete it and resume"):
+        trained(data(), output_dir=tmp_path, resume=True)
+
+
+def test_metrics_per_epoch(tmp_path):
+    trained(data(), epochs=3, output_dir=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["phase"]) for r in rows] == [(0, "init"), (1, "codebook"), (2, "codebook"), (3, "network")]
+    for row in rows[1:]:
+        for name in ("utilization", "perplexity", "dead_codes", "holdout_level_mse"):
+            assert len(row[name]) == 2
+        assert row["total_loss"] == pytest.approx(row["reconstruction_loss"] + 0.25 * row["commitment_loss"])
+    assert rows[-1]["holdout_level_mse"][0] > rows[-1]["holdout_level_mse"][1]
+
+
+def test_keeps_the_best_state_by_held_back_error():
+    x = data()
+    encoder, figures = trained(x, epochs=6)
+    rows = TrainingRows(open_vectors(x), FAST, None)
+    now = judge(encoder, rows.holdout, rows.mean)
+    assert now["relative_mse"] == figures["holdout_relative_mse"]
+
+
+def test_network_is_dropped_where_the_identity_is_better():
+    """学习率大到网络只会变坏：留下的必须是恒等网络。"""
+    bad = TrainerConfig(batch_size=128, kmeans_iterations=3, learning_rate=3.0)
+    encoder, figures = trained(data(), epochs=4, config=bad)
+    assert figures["network_kept"] is False
+    assert figures["best_epoch"] <= 2
+    assert encoder.rq_vae.encoder.is_identity()
+    assert encoder.rq_vae.decoder.is_identity()
+
+
+def test_second_call_goes_on_and_reinit_starts_over():
+    x = data()
+    encoder, first = trained(x, epochs=2)
+    learned = encoder.get_codebook_embeddings(1)
+    _, second = trained(x, epochs=0, encoder=encoder)
+    assert torch.equal(encoder.get_codebook_embeddings(1), learned)
+    _, third = trained(x, epochs=2, encoder=encoder)
+    assert third["holdout_relative_mse"] <= first["holdout_relative_mse"]
+    trained(x, epochs=2, encoder=encoder, reinit=True)
+    assert torch.equal(encoder.get_codebook_embeddings(1), learned)
+
+
+def test_reloaded_encoder_remembers_that_it_was_initialised(tmp_path):
+    encoder, _ = trained(data(), epochs=1, output_dir=tmp_path)
+    again = SemanticIDEncoder.from_pretrained(tmp_path)
+    trained(data(seed=5), epochs=0, encoder=again)
+    assert torch.equal(again.get_codebook_embeddings(2), encoder.get_codebook_embeddings(2))
+
+
+def test_fewer_rows_than_codewords_says_what_it_did(caplog):
+    encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=8, codebook_sizes=(4, 64), hidden_dim=4))
+    with caplog.at_level(logging.WARNING):
+        _, figures = trained(data(40), epochs=1, encoder=encoder)
+    assert len(figures["notes"]) == 1
+    assert "L2 has 64 codewords but only 38 distinct residuals in 38 training rows" in figures["notes"][0]
+    assert "consider a smaller codebook" in caplog.text
+    assert figures["collision_rate"] == 0.0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 19])
+def test_tiny_inputs_train(rows):
+    _, figures = trained(data(rows), epochs=2)
+    assert figures["num_train_rows"] == rows
+    assert figures["num_holdout_rows"] == 0
+
+
+def test_identical_rows_train():
+    encoder, figures = trained(np.ones((50, 8), dtype=np.float32), epochs=2)
+    assert figures["collision_rate"] == pytest.approx(1 - 1 / 47)
+    torch.testing.assert_close(encoder.decode_codes(encoder.encode_codes(torch.ones(1, 8))), torch.ones(1, 8))
+
+
+def test_uniform_init_is_the_requirements():
+    encoder, _ = trained(data(), epochs=0, init="uniform")
+    for level, size in enumerate((8, 16), start=1):
+        weight = encoder.get_codebook_embeddings(level)
+        assert 0.5 / size < float(weight.abs().max()) <= 1 / size
+
+
+def test_mode_is_restored():
+    encoder = SemanticIDEncoder(CONFIG).eval()
+    trained(data(), epochs=1, encoder=encoder)
+    assert not encoder.training
+    encoder.train()
+    trained(data(), epochs=1, encoder=encoder)
+    assert encoder.training
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"item_features": data(dim=7)}, ValueError, "7"),
+        ({"num_epochs": -1}, ValueError, "num_epochs=-1 is out of range; use an int >= 0"),
+        ({"num_epochs": 2.0}, TypeError, "num_epochs must be an int"),
+        ({"encoder": torch.nn.Linear(2, 2)}, TypeError, "encoder must be a SemanticIDEncoder, got Linear"),
+        ({"config": {"seed": 1}}, TypeError, "config must be a TrainerConfig, got dict"),
+        ({"resume": True}, ValueError, "resume=True needs output_dir"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
+    ],
+)
+def test_bad_arguments(change, error, text):
+    arguments = {"encoder": SemanticIDEncoder(CONFIG), "item_features": data(), "num_epochs": 1, "progress": False}
+    with pytest.raises(error, match=text):
+        train_codebook(**{**arguments, **change})
+
+
+def test_bad_row_is_found_before_anything_is_written(tmp_path):
+    x = data()
+    x[777, 3] = np.nan
+    encoder = SemanticIDEncoder(CONFIG)
+    before = encoder.fingerprint()
+    with pytest.raises(ValueError, match="777"):
+        train_codebook(encoder, x, 1, output_dir=tmp_path / "run", progress=False)
+    assert encoder.fingerprint() == before
+    assert not (tmp_path / "run").exists()
