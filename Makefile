@@ -37,7 +37,7 @@ clean:
 
 # 标记文件最后才写：装到一半断了，下次会接着装
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
-	@echo "安装依赖（首次约 1 GB，主要是 PyTorch，需要几分钟）……"
+	@echo "安装依赖（首次要下载 PyTorch，需要几分钟）……"
 	@$(PIP) -e ".[test]"
 	@touch $@
 

@@ -104,7 +104,9 @@ def check_codes(level_ids: Sequence[Any], codebook_sizes: Sequence[int]) -> tupl
         ValueError: 层数、形状不对，或编号越界（指出第一个）。
     """
     if len(level_ids) != len(codebook_sizes):
-        raise ValueError(f"got ids of {len(level_ids)} levels, but the model has {len(codebook_sizes)}: pass one per level")
+        raise ValueError(
+            f"got ids of {len(level_ids)} levels, but the model has {len(codebook_sizes)}: pass one per level"
+        )
     out = []
     for i, (ids, size) in enumerate(zip(level_ids, codebook_sizes, strict=True)):
         name = f"l{i + 1}_ids"

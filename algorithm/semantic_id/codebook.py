@@ -48,6 +48,12 @@ class VectorQuantizer(nn.Module):
         revived_row: (K,) int64，最后一次复活时的 `rows_seen`。
     """
 
+    ema_cluster_size: torch.Tensor
+    ema_w: torch.Tensor
+    rows_seen: torch.Tensor
+    last_hit_row: torch.Tensor
+    revived_row: torch.Tensor
+
     def __init__(self, num_embeddings: int, embedding_dim: int, ema_decay: float = 0.99, epsilon: float = 1e-5):
         super().__init__()
         self.num_embeddings = num_embeddings
@@ -158,8 +164,9 @@ class VectorQuantizer(nn.Module):
     def _revive_(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """用死码字去分裂误差大的簇，返回被搬动的码字编号。
 
-        抽一行真实残差，把死码字放在它所属码字朝它走一小步的地方。按误差平方抽样（k-means++ 的 D² 抽样）而不是取最大的几个：后者总挑离群点。随机数只由「见过多少行」
-        决定，因此断点续训与不中断的训练抽到同样的行，也不动用户的全局随机状态。
+        抽一行真实残差，把死码字放在它所属码字朝它走一小步的地方。按误差平方抽样（k-means++ 的 D² 抽样）而不是
+        取最大的几个：后者总挑离群点。随机数只由「见过多少行」决定，因此断点续训与不中断的训练抽到同样的行，
+        也不动用户的全局随机状态。
         """
         dead = self.dead_codes().nonzero()[:, 0]
         limit = int(len(x) * _REVIVE_ROWS_RATE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Tuple
 
 __all__ = ["SemanticIDConfig", "TrainerConfig"]
 
@@ -37,7 +37,7 @@ class SemanticIDConfig:
     epsilon: float = 1e-5
     hidden_dim: int = 512
 
-    def resolved(self) -> "SemanticIDConfig":
+    def resolved(self) -> SemanticIDConfig:
         """校验并返回规范化的副本（层数补齐、列表转元组）。
 
         Raises:
@@ -76,7 +76,7 @@ class SemanticIDConfig:
         return out
 
     @classmethod
-    def from_dict(cls, values: Dict[str, Any]) -> "SemanticIDConfig":
+    def from_dict(cls, values: Dict[str, Any]) -> SemanticIDConfig:
         """从字典恢复并校验；多出的键是错误，免得拼错的名字被悄悄忽略。
 
         Raises:
@@ -112,7 +112,7 @@ class TrainerConfig:
     kmeans_iterations: int = 12
     seed: int = 0
     holdout_rate: float = 0.05
-    max_train_rows: Optional[int] = None
+    max_train_rows: int | None = None
 
     def __post_init__(self) -> None:
         """冻结的 dataclass 没有「之后再改」的问题，所以构造时就校验。"""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -41,6 +41,8 @@ class _ResidualMLP(nn.Module):
             训练轨迹与 ID 逐位不变；训练器在初始化时设定。
     """
 
+    unit: torch.Tensor
+
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
         self.weight_in = nn.Parameter(torch.empty(dim, hidden_dim))  # (D, M)
@@ -50,7 +52,7 @@ class _ResidualMLP(nn.Module):
         self.reset_()
 
     @torch.no_grad()
-    def reset_(self, generator: Optional[torch.Generator] = None) -> None:
+    def reset_(self, generator: torch.Generator | None = None) -> None:
         """回到恒等映射；W₁ 按 1/√D 重新抽取。"""
         bound = 1 / math.sqrt(self.weight_in.shape[0])
         self.weight_in.copy_(torch.empty(self.weight_in.shape).uniform_(-bound, bound, generator=generator))
@@ -101,7 +103,9 @@ class SemanticIDEncoder(
         Rajput et al., 2023, TIGER, arXiv:2305.05065。
     """
 
-    def __init__(self, config: Optional[SemanticIDConfig] = None):
+    feature_mean: torch.Tensor
+
+    def __init__(self, config: SemanticIDConfig | None = None):
         super().__init__()
         if config is not None and not isinstance(config, SemanticIDConfig):
             raise TypeError(f"config must be a SemanticIDConfig, got {type(config).__name__}")
@@ -141,8 +145,8 @@ class SemanticIDEncoder(
     def decode(
         self,
         l1_ids: torch.Tensor,
-        l2_ids: Optional[torch.Tensor] = None,
-        l3_ids: Optional[torch.Tensor] = None,
+        l2_ids: torch.Tensor | None = None,
+        l3_ids: torch.Tensor | None = None,
         *more_ids: torch.Tensor,
     ) -> torch.Tensor:
         """从语义 ID 重建特征向量。
@@ -193,7 +197,7 @@ class SemanticIDEncoder(
         """决定 ID 的一切（配置与权重）的 SHA-256，64 位十六进制。"""
         return checkpoint.fingerprint_of(self.config.to_dict(), self.state_dict())
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Optional[str]:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:  # type: ignore[override]
         """保存为文件夹：config.json、model.safetensors、README.md（模型卡）。
 
         Args:
@@ -215,7 +219,7 @@ class SemanticIDEncoder(
         return None
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SemanticIDEncoder":  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> SemanticIDEncoder:  # type: ignore[override]
         """从文件夹或 Hub 加载，核对 SHA-256 与指纹；得到的模型处于评估模式。
 
         Args:

@@ -86,11 +86,11 @@ def _stream(
     for block in source.blocks(block_rows):
         block_codes = model.encode_codes(torch.from_numpy(block.vectors).to(device))  # (B, L)
         decoded = model.decode_codes(block_codes).double().cpu().numpy()  # (B, D)
-        exact = block.vectors.astype(np.float64)  # (B, D)；先升精度再相减，大数相减不丢位
-        error_sum += float(np.square(exact - decoded).sum())
-        deviation_sum += float(np.square(exact - mean).sum())
-        codes[done : done + len(exact)] = block_codes.cpu().numpy()
-        done += len(exact)
+        # decoded 与 mean 都是 float64，所以差与平方也是：大数相减不丢位，一百万行累加也不丢
+        error_sum += float(np.square(block.vectors - decoded).sum())
+        deviation_sum += float(np.square(block.vectors - mean).sum())
+        codes[done : done + len(decoded)] = block_codes.cpu().numpy()
+        done += len(decoded)
         if progress is not None:
             progress(done, source.num_rows)
     return codes, error_sum, deviation_sum

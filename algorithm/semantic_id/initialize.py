@@ -47,9 +47,7 @@ def initialize_(encoder: SemanticIDEncoder, rows: TrainingRows, config: TrainerC
     if config.init == "uniform":
         for quantizer in rq_vae.quantizers:
             bound = 1 / quantizer.num_embeddings
-            quantizer.reset_(
-                torch.empty(quantizer.embedding.weight.shape).uniform_(-bound, bound, generator=generator)
-            )
+            quantizer.reset_(torch.empty(quantizer.embedding.weight.shape).uniform_(-bound, bound, generator=generator))
     else:
         notes = _kmeans_levels_(encoder, rows, config, generator, bar)
     rq_vae.initialized.fill_(True)
@@ -78,7 +76,7 @@ def _kmeans_levels_(
                 size,
                 generator=generator,
                 iterations=config.kmeans_iterations,
-                on_iteration=lambda iteration, _: advance(iteration),  # noqa: B023 循环内立即使用
+                on_iteration=lambda iteration, _: advance(iteration),
             )
         # EMA 计数取稳态值 B · p：第一批之后的衰减与 k-means 的均值权重相称，码字不会突然跳走
         share = result.counts.float() * (config.batch_size / len(residual))

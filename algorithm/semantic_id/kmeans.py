@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 import torch
 
@@ -50,7 +50,7 @@ def kmeans(
     generator: torch.Generator,
     iterations: int = 12,
     tolerance: float = 1e-3,
-    on_iteration: Optional[Callable[[int, float], None]] = None,
+    on_iteration: Callable[[int, float], None] | None = None,
 ) -> KMeansResult:
     """把 N 行分成 K 簇。
 
@@ -82,7 +82,10 @@ def kmeans(
 
 
 def _seed(x: torch.Tensor, k: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-    """成批 D² 抽样；不同的行不够时，余下的中心取随机两行之间的点：离数据不远，新物品来时用得上。返回 (中心, 取自数据的中心数)。"""
+    """成批 D² 抽样，返回 (中心, 取自数据的中心数)。
+
+    不同的行不够时，余下的中心取随机两行之间的点：离数据不远，新物品来时用得上。
+    """
     first = int(torch.randint(len(x), (1,), generator=generator))
     chosen = [x[first : first + 1]]
     have = 1
@@ -115,7 +118,7 @@ def _assign(x: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, tor
     return indices, _errors(x, centroids, indices)
 
 
-def _errors(x: torch.Tensor, centroids: torch.Tensor, indices: Optional[torch.Tensor]) -> torch.Tensor:
+def _errors(x: torch.Tensor, centroids: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
     """(N,) float64 的 ‖x − c‖²；indices 为 None 表示只有一个中心。分块，不产生 (N, H) 的副本。"""
     out = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for start in range(0, len(x), _BLOCK_ROWS):

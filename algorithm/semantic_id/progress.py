@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Callable, Iterator, Optional, Type
+from typing import Callable, Iterator, Type
 
 __all__ = ["Progress"]
 
@@ -31,14 +31,14 @@ class Progress:
                 *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
             )
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Progress:
         """开始绘制。"""
         if self._bars is not None:
             self._bars.start()
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: Type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """停止绘制，出错时也不留下半条。"""
         if self._bars is not None:

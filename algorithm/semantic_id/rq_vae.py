@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +41,18 @@ class ResidualVectorQuantizer(nn.Module):
         Rajput et al., 2023, Recommender Systems with Generative Retrieval (TIGER), arXiv:2305.05065。
     """
 
-    def __init__(
-        self, config: SemanticIDConfig, encoder: Optional[nn.Module] = None, decoder: Optional[nn.Module] = None
-    ):
+    # nn.Module 把子模块一律标成 Module；这里写出实际类型，调用处才查得出错
+    encoder: Any
+    decoder: Any
+    quantizers: Sequence[VectorQuantizer]
+    initialized: torch.Tensor
+
+    def __init__(self, config: SemanticIDConfig, encoder: nn.Module | None = None, decoder: nn.Module | None = None):
         super().__init__()
         self.config = config.resolved()
         self.encoder = encoder if encoder is not None else nn.Identity()
         self.decoder = decoder if decoder is not None else nn.Identity()
-        self.quantizers = nn.ModuleList(
+        self.quantizers = nn.ModuleList(  # type: ignore[assignment]
             VectorQuantizer(size, self.config.embedding_dim, self.config.ema_decay, self.config.epsilon)
             for size in self.config.codebook_sizes
         )

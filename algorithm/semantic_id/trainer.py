@@ -16,7 +16,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from .codebook import DEAD_AFTER_EXPECTED_HITS
 from .config import TrainerConfig, check_int
 from .encoder import SemanticIDEncoder
 from .initialize import initialize_
+from .judge import judge
+from .optimizer_state import load_optimizer_, optimizer_tensors
 from .progress import Progress
 from .training_rows import TrainingRows
 from .vectors import VectorSource, open_vectors
@@ -57,20 +59,20 @@ def compute_codebook_utilization(encoder: SemanticIDEncoder) -> float:
 
 def train_codebook(
     encoder: SemanticIDEncoder,
-    item_features: Union[torch.Tensor, np.ndarray, str, Path, VectorSource],
+    item_features: torch.Tensor | np.ndarray | str | Path | VectorSource,
     num_epochs: int = 10,
     *,
-    config: Optional[TrainerConfig] = None,
-    output_dir: Union[str, Path, None] = None,
+    config: TrainerConfig | None = None,
+    output_dir: str | Path | None = None,
     resume: bool = False,
     reinit: bool = False,
     id_column: str = "item_id",
     vector_column: str = "embedding",
     progress: bool = True,
-    batch_size: Optional[int] = None,
-    init: Optional[str] = None,
-    seed: Optional[int] = None,
-    max_train_rows: Optional[int] = None,
+    batch_size: int | None = None,
+    init: str | None = None,
+    seed: int | None = None,
+    max_train_rows: int | None = None,
 ) -> Dict[str, Any]:
     """在物品特征上训练编码器，就地修改它，并留下留出误差最低的状态。
 
@@ -106,7 +108,7 @@ def train_codebook(
     check_int("num_epochs", num_epochs, 0)
     if config is not None and not isinstance(config, TrainerConfig):
         raise TypeError(f"config must be a TrainerConfig, got {type(config).__name__}")
-    shortcuts = {"batch_size": batch_size, "init": init, "seed": seed, "max_train_rows": max_train_rows}
+    shortcuts: Dict[str, Any] = {"batch_size": batch_size, "init": init, "seed": seed, "max_train_rows": max_train_rows}
     config = replace(config or TrainerConfig(), **{k: v for k, v in shortcuts.items() if v is not None})
     if resume and output_dir is None:
         raise ValueError("resume=True needs output_dir, the folder of the interrupted run")
@@ -115,7 +117,9 @@ def train_codebook(
     )
     folder = Path(output_dir) if output_dir is not None else None
     if folder is not None and not resume and (folder / _CHECKPOINTS).exists():
-        raise ValueError(f"{str(folder)!r} holds an unfinished run; continue it with resume=True or choose another folder")
+        raise ValueError(
+            f"{str(folder)!r} holds an unfinished run; continue it with resume=True or choose another folder"
+        )
     was_training = encoder.training
     with tempfile.TemporaryDirectory() as spool, Progress(progress) as bar:
         rows_folder = folder / _CHECKPOINTS if folder is not None else Path(spool)
@@ -141,7 +145,7 @@ class _Run:
         rows: TrainingRows,
         num_epochs: int,
         config: TrainerConfig,
-        folder: Optional[Path],
+        folder: Path | None,
         bar: Progress,
     ):
         self.encoder, self.rows, self.config, self.num_epochs = encoder, rows, config, num_epochs
@@ -151,8 +155,9 @@ class _Run:
         self.epoch = 0
         self.notes: List[str] = []
         self.history: List[Dict[str, Any]] = []
+        self._record: Dict[str, Any] = {"phase": "init"}
         self.best: Dict[str, Any] = {"key": [math.inf, math.inf], "epoch": -1, "state": None}
-        self.optimizer: Optional[torch.optim.Adam] = None
+        self.optimizer: torch.optim.Adam | None = None
         # 恒等网络先让码本站稳；已经学过网络的编码器接着一起学
         self.codebook_epochs = num_epochs - num_epochs // 2
 
@@ -217,9 +222,8 @@ class _Run:
     def _finish_epoch(self) -> None:
         """评判当前状态，记一行，更新最好者，写断点。"""
         judged = judge(self.encoder, self.judge_rows, self.rows.mean)
-        record = {"epoch": self.epoch, **(self._record if self.epoch else {"phase": "init"})}
-        record.update({f"holdout_{name}": value for name, value in judged.items()})
-        self.history.append(record)
+        holdout = {f"holdout_{name}": value for name, value in judged.items()}
+        self.history.append({"epoch": self.epoch, **self._record, **holdout})
         key = [judged["mse"], judged["collision_rate"]]
         if key < self.best["key"]:
             state = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
@@ -245,8 +249,7 @@ class _Run:
         """写日志与断点；先有新断点，再删旧的，任何时刻被杀都至少剩一个完整的。"""
         groups = {"model": self.encoder.state_dict(), "best": self.best["state"]}
         if self.optimizer is not None:
-            flat = self.optimizer.state_dict()["state"]
-            groups["optimizer"] = {f"{i}.{k}": v for i, slots in flat.items() for k, v in slots.items()}
+            groups["optimizer"] = optimizer_tensors(self.optimizer)
         state = {
             "run": self._identity_card(),
             "epoch": self.epoch,
@@ -282,11 +285,7 @@ class _Run:
         self.best = {**state["best"], "state": groups["best"]}
         if "optimizer" in groups:
             self.optimizer = self._new_optimizer()
-            slots: Dict[int, Dict[str, torch.Tensor]] = {}
-            for name, tensor in groups["optimizer"].items():
-                index, slot = name.split(".")
-                slots.setdefault(int(index), {})[slot] = tensor
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+            load_optimizer_(self.optimizer, groups["optimizer"])
         return True
 
     def _figures(self) -> Dict[str, Any]:
@@ -309,44 +308,3 @@ class _Run:
             "torch_version": torch.__version__,
             "notes": self.notes,
         }
-
-
-@torch.no_grad()
-def judge(encoder: SemanticIDEncoder, rows: torch.Tensor, mean: np.ndarray) -> Dict[str, Any]:
-    """在给定行上评判编码器，不写任何状态。
-
-    Args:
-        encoder: 编码器。
-        rows: (M, D) float32。
-        mean: (D,) 训练行均值，`relative_mse` 的分母以它为中心。
-
-    Returns:
-        `mse`（每个分量的均方误差）、`relative_mse`（所有行都相同时为 None）、`collision_rate`、每层的 `level_mse`（残差均方，即各层承诺损失）、`utilization`、`perplexity`、
-        `gini`。
-    """
-    rq_vae, center = encoder.rq_vae, torch.from_numpy(mean)
-    error = deviation = 0.0
-    level_error = np.zeros(len(encoder.codebook_sizes))
-    codes = []
-    for start in range(0, len(rows), 8192):
-        x = rows[start : start + 8192].to(encoder.feature_mean.device)
-        block = []
-        total = torch.zeros_like(x)
-        for level, (_, residual, indices, codewords) in enumerate(rq_vae.residuals(rq_vae.encoder(x))):
-            block.append(indices)
-            total += codewords
-            level_error[level] += float((residual - codewords).double().square().sum())
-        codes.append(torch.stack(block, dim=1).cpu())
-        error += float((x - rq_vae.decoder(total)).double().square().sum())
-        deviation += float((x.cpu().double() - center).square().sum())
-    table = torch.cat(codes).numpy()  # (M, L)
-    counts = [metrics.code_counts(table[:, i], k) for i, k in enumerate(encoder.codebook_sizes)]
-    return {
-        "mse": error / rows.numel(),
-        "relative_mse": metrics.relative_mse(error, deviation),
-        "collision_rate": metrics.collision_rate(table),
-        "level_mse": [float(e) / rows.numel() for e in level_error],
-        "utilization": [metrics.utilization(c) for c in counts],
-        "perplexity": [metrics.perplexity(c) for c in counts],
-        "gini": [metrics.gini(c) for c in counts],
-    }

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Iterator, List
 
 import numpy as np
 import torch
@@ -45,15 +46,15 @@ class TrainingRows:
         self,
         source: VectorSource,
         config: TrainerConfig,
-        folder: Path,
-        on_rows: Optional[Callable[[int], None]] = None,
+        folder: Path | None = None,
+        on_rows: Callable[[int], None] | None = None,
     ):
         """读一遍来源。坏行在这里报错，此前什么也没写。
 
         Args:
             source: 特征来源。
             config: 用到 seed、holdout_rate、max_train_rows。
-            folder: 临时文件放哪里（由调用者清理）。
+            folder: 大来源转存的临时文件放哪里（由调用者清理）；None 为系统的临时目录。
             on_rows: 每读一块以累计行数调用，供进度条使用。
 
         Raises:
@@ -69,8 +70,9 @@ class TrainingRows:
         held = np.zeros(num_rows, dtype=bool)
         held[self._rng(_HOLDOUT_STREAM).choice(num_rows, num_holdout, replace=False)] = True
 
-        self._path: Optional[Path] = None
+        self._path: Path | None = None
         if self.num_train_rows > self.block_rows:
+            folder = folder if folder is not None else Path(tempfile.mkdtemp())
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / "rows.f32"
         self._collect(source, held, on_rows)
@@ -79,12 +81,12 @@ class TrainingRows:
         """每种用途一条独立的随机流，互不影响。"""
         return np.random.default_rng([self._seed, *stream])
 
-    def _collect(self, source: VectorSource, held: np.ndarray, on_rows: Optional[Callable[[int], None]]) -> None:
+    def _collect(self, source: VectorSource, held: np.ndarray, on_rows: Callable[[int], None] | None) -> None:
         """一遍读完：抽样、分流、累计均值与离差（Chan 等人的分块合并公式）、算摘要。"""
         digest = hashlib.sha256()
         train: List[np.ndarray] = []
         holdout: List[np.ndarray] = []
-        file = open(self._path, "wb") if self._path is not None else None  # noqa: SIM115
+        file = open(self._path, "wb") if self._path is not None else None
         mean, deviation, count, seen = np.zeros(self.dim), 0.0, 0, 0
         rng = self._rng(_SAMPLE_STREAM)
         try:

@@ -64,7 +64,7 @@ def decode_codes_file(
         done = 0
         for block in blocks:
             for start in range(0, len(block), block_rows):
-                part = _decode_block(model, block[start : start + block_rows], 0)
+                part = _decode_block(model, block[start : start + block_rows], done)
                 done += len(part)
                 yield part
                 if progress is not None:

@@ -48,9 +48,11 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         "torch huggingface_hub",
     ),
     "training_rows": ("config vectors", "numpy torch"),
+    "judge": ("encoder metrics", "numpy torch"),
+    "optimizer_state": ("", "torch"),
     "initialize": ("config encoder kmeans progress training_rows", "torch"),
     "trainer": (
-        "checkpoint codebook config encoder initialize metrics progress training_rows vectors",
+        "checkpoint codebook config encoder initialize judge metrics optimizer_state progress training_rows vectors",
         "numpy torch",
     ),
     # 二楼：物品。只认 interfaces 里的协议，不认模型

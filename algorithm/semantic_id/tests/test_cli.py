@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from algorithm.semantic_id import cli
 from algorithm.semantic_id.cli_language import localized, pick, take_lang
+from algorithm.semantic_id.run_folder import remove_traces
 
 N, D = 240, 6
 RNG = np.random.default_rng(3)
@@ -97,9 +99,8 @@ def test_row_numbers_are_the_ids_of_npy(room, tmp_path, capsys):
 def test_same_seed_same_model_and_config_file_with_flags_on_top(room, tmp_path, capsys):
     config = {"codebook_sizes": [8, 4, 4], "batch_size": 64, "num_epochs": 2, "seed": 5, "ema_decay": 0.9}
     (tmp_path / "c.json").write_text(json.dumps(config))
-    one = run_json(
-        capsys, "train", room / "x.npy", "--output", tmp_path / "a", "--config", tmp_path / "c.json", "--seed", 0
-    )
+    train = ("train", room / "x.npy", "--config", tmp_path / "c.json", "--output")
+    one = run_json(capsys, *train, tmp_path / "a", "--seed", 0)
     assert (one["trainer_config"]["seed"], one["trainer_config"]["batch_size"], one["num_epochs"]) == (0, 64, 2)
     assert run_json(capsys, "info", tmp_path / "a")["config"]["ema_decay"] == 0.9
     del config["ema_decay"], config["seed"]
@@ -130,22 +131,31 @@ def test_other_tables_print(room, tmp_path, capsys):
     assert "240 个物品" in run(capsys, "encode", tmp_path / "m", room / "x.npy", "--output", tmp_path / "c")[1]
 
 
-def test_quiet_means_quiet(room, tmp_path, capfd):
-    # capfd 看文件描述符：logging 与 C 库绕过 sys.stderr 也看得见。N < K 会让训练器提出警告
-    code = cli.main(
-        [
-            "train",
-            str(room / "x.npy"),
-            "--output",
-            str(tmp_path / "m"),
-            "-q",
-            "--codebook-sizes",
-            "512",
-            "--epochs",
-            "1",
-        ]
-    )
-    assert (code, *capfd.readouterr()) == (0, "", "")
+def test_quiet_means_quiet(room, tmp_path, capfd, monkeypatch):
+    # 训练器会用 logging 提醒「行数少于码字数」；没有任何处理器时 logging 自己往 stderr 写。
+    # pytest 装的处理器会掩盖这一点，所以先拿掉
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.getLogger("algorithm.semantic_id"), "handlers", [])
+    train = ["train", str(room / "x.npy"), "--output", str(tmp_path / "m"), *SMALL[2:], "--codebook-sizes", "512"]
+    assert (cli.main([*train, "-q"]), *capfd.readouterr()) == (0, "", "")
+    code = cli.main([*train, "--overwrite"])
+    out, err = capfd.readouterr()
+    assert (code, err) == (0, "")
+    assert "512" in out
+
+
+def test_traces_of_a_failed_start_are_removed_but_checkpoints_stay(tmp_path):
+    fresh, kept, old = tmp_path / "fresh", tmp_path / "kept", tmp_path / "old"
+    for folder in (fresh, kept, old):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "rows.f32").write_bytes(b"half")
+    (kept / "checkpoints" / "epoch-000001").mkdir()
+    remove_traces(fresh, existed=False)
+    remove_traces(kept, existed=False)
+    remove_traces(old, existed=True)
+    assert not fresh.exists()
+    assert (kept / "checkpoints" / "rows.f32").exists()
+    assert os.listdir(old) == []
 
 
 # ---- 错误 ----

@@ -88,7 +88,11 @@ def test_trainer_config(changes, error, text):
         (torch.zeros(2, 5), ValueError, "features has width 5, but the model was built with embedding_dim=4"),
         (torch.zeros(0, 4), ValueError, "features is empty"),
         (torch.full((2, 4), 1e16), ValueError, r"row 0 has .* absolute values must be <= 1e\+15"),
-        (torch.full((2, 4), 1e300, dtype=torch.float64), ValueError, "row 0 has inf at column 0; values must be finite"),
+        (
+            torch.full((2, 4), 1e300, dtype=torch.float64),
+            ValueError,
+            "row 0 has inf at column 0; values must be finite",
+        ),
     ],
 )
 def test_bad_features(value, error, text):

@@ -59,6 +59,18 @@ def test_large_offsets_keep_their_digits():
     assert got["relative_mse"] == pytest.approx(3 / 10)
 
 
+def test_sums_are_kept_in_float64():
+    # 0.1 的平方在 float32 里只有 8 位有效数字
+    x = np.full((5000, 3), 0.1, np.float32)
+    got = evaluate(FakeModel(mean=[0.3, 0.3, 0.3]), open_vectors(x))
+    tenth, center = float(np.float32(0.1)), float(np.float32(0.3))
+    assert got["mse"] == pytest.approx(tenth**2, rel=1e-12)
+    assert got["relative_mse"] == pytest.approx((tenth / (tenth - center)) ** 2, rel=1e-12)
+    model = FakeModel(mean=[0.3, 0.3, 0.3])
+    model.decode_codes = lambda codes: model.feature_mean.expand(len(codes), 3)
+    assert evaluate(model, open_vectors(x))["mse"] == pytest.approx((tenth - center) ** 2, rel=1e-12)
+
+
 def test_doors_and_progress():
     with pytest.raises(ValueError, match=r"width 2, but the model was built with embedding_dim=3"):
         evaluate(FakeModel(), open_vectors(X[:, :2]))

@@ -61,6 +61,7 @@ def test_codes_of_more_than_63_bits_are_still_counted_exactly():
     edge = metrics.pack_codes([[2**31 - 1, 2**32 - 1]])
     assert edge is not None
     assert edge.tolist() == [2**63 - 1]
+    assert metrics.pack_codes([[2**32 - 1, 2**32 - 1]]) is None
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,10 +6,9 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
-import torch
 import typer
 
 from algorithm.semantic_id import cli
@@ -137,16 +136,6 @@ def test_make_targets_exist(page: str) -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    """张量很小，多线程只会空转；机器繁忙时空转能慢十倍。"""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_one_thread")
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     code = "\n".join(_blocks(PAGES[0], "python")).replace("torch.randn(10_000, 256)", "torch.randn(640, 256)")

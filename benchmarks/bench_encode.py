@@ -1,0 +1,344 @@
+"""编码速度：我们与同类工具同场交错测量，同一份向量、同一份码本、单线程、CPU 时间。
+
+    python benchmarks/bench_encode.py                                   # 内置生成器
+    python benchmarks/bench_encode.py --features vectors.npy --output benchmarks/results/encode.md
+
+「上限」是同一轮里 NumPy 与 torch 整形状 sgemm 中较快的一个（只做乘积，不找最小值）；「÷上限」是各轮比值的中位数。
+「一致」是与 float64 逐层贪心编码完全相同的行的比例；「并列一致」只看特意放进去的近乎并列的行（两个 L1 码字的中点）。
+没装的同类工具会跳过；安装：pip install -e ".[bench]"。GPU 上只测能在 GPU 上跑的几个，用墙钟时间。
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"  # 必须早于 import numpy：各家都只许用一个线程
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from algorithm.semantic_id.search import nearest, prepare  # noqa: E402
+
+Encoder = Callable[[torch.Tensor], torch.Tensor]
+NEAR_TIES = 400
+
+
+def load_features(path: str | None, rows: int, seed: int) -> torch.Tensor:
+    """(rows, D) float32：文件里随机取行，或由生成器造出低秩混合。"""
+    generator = np.random.default_rng(seed)
+    if path is not None:
+        source = np.load(path, mmap_mode="r")
+        picked = np.sort(generator.permutation(len(source))[:rows])
+        return torch.from_numpy(source[picked].astype(np.float32))
+    centers = generator.standard_normal((500, 256), dtype=np.float32)
+    basis = generator.standard_normal((64, 256), dtype=np.float32) / 8
+    coordinates = generator.standard_normal((rows, 64), dtype=np.float32)
+    return torch.from_numpy(centers[generator.integers(0, 500, rows)] + coordinates @ basis)
+
+
+def make_codebooks(train: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+    """逐层残差 Lloyd 两轮：足够像真的码本，又不依赖训练代码。"""
+    books, residual = [], train.clone()
+    for level, size in enumerate(sizes):
+        picked = torch.randperm(len(residual), generator=torch.Generator().manual_seed(level))[:size]
+        weight = residual[picked].clone()
+        for _ in range(2):
+            indices = nearest(residual, prepare(weight))
+            counts = torch.bincount(indices, minlength=size)
+            sums = torch.zeros_like(weight).index_add_(0, indices, residual)
+            weight = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), weight)
+        residual -= weight[nearest(residual, prepare(weight))]
+        books.append(weight.contiguous())
+    return books
+
+
+def float64_codes(x: torch.Tensor, books: list[torch.Tensor]) -> torch.Tensor:
+    """(B, L) 参照：残差仍是 float32，距离在 float64 里按定义的展开式之外的办法直接求差平方和。"""
+    codes = []
+    for weight in books:
+        wide, found = weight.double(), []
+        for row in x.double():
+            found.append((wide - row).square_().sum(1).argmin())
+        codes.append(torch.stack(found))
+        x = x - weight[codes[-1]]
+    return torch.stack(codes, 1)
+
+
+# ---- 参赛者 ----
+
+
+def greedy(step: Callable[[torch.Tensor, int], torch.Tensor], books: list[torch.Tensor]) -> Encoder:
+    """逐层：最近码字，减去它。"""
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        codes = []
+        for level, weight in enumerate(books):
+            codes.append(step(x, level))
+            x = x - weight[codes[-1]]
+        return torch.stack(codes, 1)
+
+    return encode
+
+
+def ours(books: list[torch.Tensor], path: str) -> Encoder:
+    before = os.environ.get("SEMID_SEARCH")
+    os.environ["SEMID_SEARCH"] = path
+    try:
+        prepared = [prepare(weight) for weight in books]
+    finally:
+        os.environ.pop("SEMID_SEARCH")
+        if before is not None:
+            os.environ["SEMID_SEARCH"] = before
+    print(f"semid {path}: {prepared[0].path}", file=sys.stderr)
+    return greedy(lambda x, level: nearest(x, prepared[level], num_threads=1), books)
+
+
+def faiss_flat(books: list[torch.Tensor]) -> Encoder:
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    indexes = []
+    for weight in books:
+        indexes.append(faiss.IndexFlatL2(weight.shape[1]))
+        indexes[-1].add(weight.numpy())
+    return greedy(lambda x, level: torch.from_numpy(indexes[level].search(x.numpy(), 1)[1][:, 0]), books)
+
+
+def faiss_residual(books: list[torch.Tensor]) -> Encoder:
+    import faiss
+
+    bits = [(len(weight) - 1).bit_length() for weight in books]
+    if any(1 << b != len(weight) for b, weight in zip(bits, books, strict=True)):
+        raise ImportError("faiss ResidualQuantizer takes powers of two only")
+    vector = faiss.UInt64Vector()
+    for b in bits:
+        vector.push_back(b)
+    quantizer = faiss.ResidualQuantizer(books[0].shape[1], vector)
+    faiss.copy_array_to_vector(torch.cat(books).numpy().ravel(), quantizer.codebooks)
+    quantizer.is_trained, quantizer.max_beam_size = True, 1
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        packed = quantizer.compute_codes(x.numpy())
+        value = sum(packed[:, i].astype(np.int64) << 8 * i for i in range(packed.shape[1]))
+        shifts = np.cumsum([0, *bits[:-1]])
+        return torch.from_numpy(np.stack([value >> s & (1 << b) - 1 for s, b in zip(shifts, bits, strict=True)], 1))
+
+    return encode
+
+
+def semantic_id_kmeans(books: list[torch.Tensor], backend: str) -> Encoder:
+    from semantic_id import RQKMeans
+
+    model = RQKMeans(n_levels=len(books), n_clusters=[len(weight) for weight in books])
+    model.codebooks_, model.D_ = [weight.numpy() for weight in books], books[0].shape[1]
+    if backend == "numpy":
+        return lambda x: torch.from_numpy(model.encode(x.numpy(), batch_size=4096)).long()
+    return lambda x: torch.from_numpy(model._encode_torch(x.numpy(), "cpu", 4096)).long()
+
+
+def semantic_id_rqvae(books: list[torch.Tensor]) -> Encoder:
+    from semantic_id import RQVAE
+
+    width = books[0].shape[1]
+    model = RQVAE(in_dim=width, e_dim=width, num_emb_list=[len(weight) for weight in books], layers=[width])
+    model.module.encoder = torch.nn.Identity()  # 只比量化，不比网络
+    layers = [m for m in model.module.modules() if hasattr(m, "embedding") and hasattr(m, "n_e")]
+    for layer, weight in zip(layers, books, strict=True):
+        layer.embedding.weight.data.copy_(weight)
+    return lambda x: torch.from_numpy(model.encode(x.numpy())).long()
+
+
+def vector_quantize(books: list[torch.Tensor]) -> Encoder:
+    from vector_quantize_pytorch import ResidualVQ
+
+    model = ResidualVQ(dim=books[0].shape[1], codebook_size=tuple(len(weight) for weight in books)).eval()
+    for layer, weight in zip(model.layers, books, strict=True):
+        layer._codebook.embed.data.copy_(weight[None])
+
+    @torch.no_grad()
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([model(part[None])[1][0] for part in x.split(2048)])
+
+    return encode
+
+
+def contestants(books: list[torch.Tensor], only: str) -> dict[str, Encoder]:
+    """名字 → 编码函数；装不上的跳过并说明。`only` 只留名字里含它的（`semid, auto` 总在）。"""
+    makers: dict[str, Callable[[], Encoder]] = {
+        "semid, auto": lambda: ours(books, "auto"),
+        "semid, avx2": lambda: ours(books, "avx2"),
+        "semid, numpy fallback": lambda: ours(books, "numpy"),
+        "faiss IndexFlatL2 per level": lambda: faiss_flat(books),
+        "faiss ResidualQuantizer, beam 1": lambda: faiss_residual(books),
+        "sketch: cdist + argmin": lambda: greedy(lambda x, level: torch.cdist(x, books[level]).argmin(-1), books),
+        "semantic-id RQKMeans numpy": lambda: semantic_id_kmeans(books, "numpy"),
+        "semantic-id RQKMeans torch": lambda: semantic_id_kmeans(books, "torch"),
+        "semantic-id RQVAE quantizer": lambda: semantic_id_rqvae(books),
+        "vector-quantize-pytorch ResidualVQ": lambda: vector_quantize(books),
+    }
+    out = {}
+    for name, make in makers.items():
+        if only not in name and name != "semid, auto":
+            continue
+        try:
+            out[name] = make()
+        except (ImportError, RuntimeError) as error:
+            print(f"skip {name}: {error}", file=sys.stderr)
+    return out
+
+
+# ---- 测量 ----
+
+
+def gemm_seconds(residuals: list[torch.Tensor], books: list[torch.Tensor]) -> float:
+    """整形状 sgemm 的 CPU 秒：逐层取 NumPy 与 torch 中较快的一个。"""
+    total = 0.0
+    for x, weight in zip(residuals, books, strict=True):
+        out = np.empty((len(x), len(weight)), np.float32)
+        out.fill(0)  # 先摸一遍：缺页中断不算在乘积头上
+        times = []
+        for product in (
+            lambda: np.matmul(x.numpy(), weight.numpy().T, out=out),
+            lambda: torch.mm(x, weight.T, out=torch.from_numpy(out)),
+        ):
+            start = time.process_time()
+            product()
+            times.append(time.process_time() - start)
+        total += min(times)
+    return total
+
+
+def extra_megabytes(encode: Encoder, x: torch.Tensor) -> float | None:
+    """编码期间常驻内存的峰值增量；只有 Linux 给得出。"""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # 还掉前一位留下的空闲堆，否则后来者显得不占内存
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_kb("VmRSS")
+        encode(x)
+        return (_status_kb("VmHWM") - before) / 1024
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+def _status_kb(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def latency_ms(encode: Encoder, row: torch.Tensor) -> float:
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        encode(row)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def measure(x: torch.Tensor, books: list[torch.Tensor], rounds: int, check: int, only: str) -> list[tuple[str, ...]]:
+    """交错跑 rounds 轮，返回表格的行。"""
+    runners = contestants(books, only)
+    i, j = torch.randint(len(books[0]), (2, NEAR_TIES), generator=torch.Generator().manual_seed(1))
+    probe = torch.cat([x[:check], (books[0][i] + books[0][j]) / 2])
+    truth = float64_codes(probe, books)
+    residuals, exact = [x], runners["semid, auto"](x)
+    for level, weight in enumerate(books[:-1]):
+        residuals.append(residuals[-1] - weight[exact[:, level]])
+    # 交错：每一轮里各跑一次，机器忙闲的起伏大家一起承担
+    limits, seconds = [], {name: [] for name in runners}
+    for turn in range(rounds):
+        limits.append(gemm_seconds(residuals, books))
+        for name, encode in runners.items():
+            start = time.process_time()
+            encode(x)
+            seconds[name].append(time.process_time() - start)
+        print(f"round {turn + 1}/{rounds}", file=sys.stderr)
+    rows = [("best sgemm (limit)", f"{len(x) / statistics.median(limits):,.0f}", "1.00", "", "", "", "")]
+    for name, encode in runners.items():
+        same = (encode(probe) == truth).all(1).double()
+        ratio = statistics.median(a / b for a, b in zip(limits, seconds[name], strict=True))
+        memory = extra_megabytes(encode, x)
+        rows.append(
+            (
+                name,
+                f"{len(x) / statistics.median(seconds[name]):,.0f}",
+                f"{ratio:.2f}",
+                f"{100 * same[:check].mean():.2f} %",
+                f"{100 * same[check:].mean():.1f} %",
+                "?" if memory is None else f"{memory:,.0f}",
+                f"{latency_ms(encode, x[:1]):.2f}",
+            )
+        )
+    return rows
+
+
+def kernel_names() -> str:
+    """BLAS 实际选用的内核；没有 threadpoolctl 就说不知道。"""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return "unknown (pip install threadpoolctl)"
+    return ", ".join(sorted({f"{i['internal_api']} {i.get('architecture') or ''}".strip() for i in threadpool_info()}))
+
+
+def report(args: argparse.Namespace, x: torch.Tensor, rows: list[tuple[str, ...]]) -> str:
+    heads = ("编码器", "物品 / CPU 秒", "÷上限", "一致", "并列一致", "额外内存 MB", "单条 ms")
+    lines = [
+        "# 编码速度",
+        "",
+        f"- 日期：{datetime.date.today()}；处理器：{_cpu_name()}；一个线程，CPU 时间，交错 {args.rounds} 轮取中位数",
+        f"- 版本：torch {torch.__version__}，numpy {np.__version__}，Python {platform.python_version()}；BLAS：{kernel_names()}",
+        f"- 数据：{Path(args.features).name if args.features else '内置生成器'}，{len(x)} 行 × {x.shape[1]} 维；"
+        f"码本 {'/'.join(map(str, args.sizes))}",
+        f"- 命令：`python benchmarks/bench_encode.py --rows {args.rows} --rounds {args.rounds}`",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="编码速度：与同类工具交错测量")
+    parser.add_argument("--features", help="(N, D) 的 .npy；默认用内置生成器")
+    parser.add_argument("--rows", type=int, default=8064, help="编码多少行")
+    parser.add_argument("--train-rows", type=int, default=40000, help="用多少行造码本")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096, 16384], help="各层码本大小")
+    parser.add_argument("--rounds", type=int, default=9, help="交错多少轮")
+    parser.add_argument("--check", type=int, default=400, help="拿多少行与 float64 核对")
+    parser.add_argument("--only", default="", help="只测名字里含这段文字的")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="把表格也写进这个 .md 文件")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    data = load_features(args.features, args.rows + args.train_rows, args.seed)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))
+    x, train = data[order[: args.rows]].contiguous(), data[order[args.rows :]].contiguous()
+    text = report(args, x, measure(x, make_codebooks(train, args.sizes), args.rounds, args.check, args.only))
+    print(text)
+    if args.output:
+        Path(args.output).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
