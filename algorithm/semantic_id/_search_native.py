@@ -12,7 +12,7 @@ import threading
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -37,8 +37,8 @@ class _Book(ctypes.Structure):
     ]
 
 
-@functools.lru_cache(maxsize=None)
-def _library() -> Optional[ctypes.CDLL]:
+@functools.cache
+def _library() -> ctypes.CDLL | None:
     """找到并打开编译好的内核；没有就返回 None。"""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name("_native" + suffix)
@@ -64,7 +64,8 @@ def available() -> tuple[str, ...]:
 def pack(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor) -> None:
     """把 `codes` (R, H) 写进面板 (P, H, 32) 的第 `rows` (R,) 个码字。"""
     library = _library()
-    assert library is not None and codes.is_contiguous() and rows.is_contiguous()
+    assert library is not None
+    codes, rows = codes.contiguous(), rows.contiguous()
     library.semid_pack(codes.data_ptr(), rows.data_ptr(), codes.shape[0], codes.shape[1], panels.data_ptr())
 
 

@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+from typing import TYPE_CHECKING, Any, Iterator
 
 import numpy as np
 import torch
@@ -26,30 +27,47 @@ _PAIRS = 2048  # 一次裁决多少（行，码字）对：float64 的中间量�
 
 def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor) -> None:
     """`x` (B, H) 的最近码字写进 `out` (B,)，按块进行，额外内存与 B 无关。"""
-    rows = 1024 if x.device.type == "cpu" else 4096
-    precision = torch.get_float32_matmul_precision()
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    rows = min(1024 if x.device.type == "cpu" else 4096, max(x.shape[0], 1))
+    height = min(_TILE, len(book.table))
+    # 两个大缓冲区由各块轮流用：每块重新申请，缺页中断会吃掉一成时间
+    scores = torch.empty(height * rows, device=x.device)
+    x1 = torch.empty((book.width + 1) * rows, device=x.device)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), _full_precision(x.device):
+        for start in range(0, x.shape[0], rows):
+            n = min(rows, x.shape[0] - start)
+            buffers = scores[: height * n].view(height, n), x1[: (book.width + 1) * n].view(-1, n)
+            out[start : start + n] = _search_block(x[start : start + n], book, *buffers)
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """搜索期间一律用真正的 float32：TF32 与 bfloat16 的乘积不满足误差界。只在用户改过设置时才动它。"""
+    owner: Any = getattr(torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn, "matmul", None)
+    if hasattr(owner, "fp32_precision"):  # torch ≥ 2.9；旧接口在用户混用新接口时会报错
+        before = owner.fp32_precision
+        changed = before not in ("none", "ieee")
+        if changed:
+            owner.fp32_precision = "ieee"
         try:
-            # TF32 与 bfloat16 的乘积不满足误差界，搜索期间一律用真正的 float32
-            if precision != "highest":
-                torch.set_float32_matmul_precision("highest")
-            # 两个大缓冲区由各块轮流用：每块重新申请，缺页中断会吃掉一成时间
-            height, most = min(_TILE, len(book.table)), min(rows, x.shape[0])
-            scores, x1 = torch.empty(height * most, device=x.device), torch.empty((book.width + 1) * most, device=x.device)
-            for start in range(0, x.shape[0], rows):
-                n = min(rows, x.shape[0] - start)
-                buffers = scores[: height * n].view(height, n), x1[: (book.width + 1) * n].view(-1, n)
-                out[start : start + n] = _search_block(x[start : start + n], book, *buffers)
+            yield
         finally:
-            if precision != "highest":
-                torch.set_float32_matmul_precision(precision)
+            if changed:
+                owner.fp32_precision = before
+        return
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _search_block(x: torch.Tensor, book: PreparedCodebook, scores: torch.Tensor, x1: torch.Tensor) -> torch.Tensor:
     """一块行 (n, H) 的编号 (n,)：提名，再裁决；`scores` (T, n) 与 `x1` (H+1, n) 是缓冲区。"""
     limit, slope, curve, eta, tau = book.bound
     if not book.top_norm <= limit:  # float32 的得分会溢出：整块按定义比较
-        return _settle(x, book, *x.new_zeros(2, 0, dtype=torch.int64), x.new_ones(x.shape[0], dtype=torch.bool))
+        none = x.new_zeros(0, dtype=torch.int64)
+        return _settle(x, book, none, none, x.new_ones(x.shape[0], dtype=torch.bool))
     # (n,) ‖x‖ 的上界：float32 求和误差 (H+8)u 与平方的下溢 √H·2⁻⁶² 都加上；不转 float64，省一份 (n, H) 的副本
     norm = (torch.linalg.vector_norm(x, dim=1) + book.width**0.5 * 2.0**-62) * (1 + (book.width + 8) * 2.0**-24)
     rest = eta * norm * norm + tau * (1 + norm + book.top_norm)  # (n,) 误差界里与码字无关的部分
@@ -67,7 +85,16 @@ def _search_block(x: torch.Tensor, book: PreparedCodebook, scores: torch.Tensor,
 
 
 def _nominate(
-    xp: Any, slope: float, curve: float, table: Any, norm: Any, x1: Any, x_norm: Any, rest: Any, scores: Any, crowded: Any
+    xp: Any,
+    slope: float,
+    curve: float,
+    table: Any,
+    norm: Any,
+    x1: Any,
+    x_norm: Any,
+    rest: Any,
+    scores: Any,
+    crowded: Any,
 ) -> tuple[tuple[Any, Any, Any], Any]:
     """提名：返回候选的（行，编号，得分上界）与每行最好的得分下界；`xp` 是 numpy 或 torch，写法两者通用。"""
     found, low = [], rest - xp.inf  # (n,)
@@ -81,14 +108,17 @@ def _nominate(
         slack = (slope * top) * x_norm + (curve * top * top + rest)  # (G, n)
         low = xp.maximum(low, xp.amax(best - slack, axis=0))
         hit = best + slack >= low  # (G, n)
-        crowded |= hit.sum(0) > _MAX_GROUPS
-        group, row = xp.where(hit & ~crowded)  # (m,)
+        if xp.count_nonzero(hit) > 2 * len(low):  # 平均每行一组多；多出许多才逐行查看是谁挤爆了
+            crowded |= hit.sum(0) > _MAX_GROUPS
+            hit &= ~crowded
+        (flat,) = xp.where(hit.reshape(-1))  # (m,)；一维的查找比二维快得多
+        group, row = flat // len(low), flat % len(low)
         # 按各自码字的界再看一遍：一个范数巨大的码字不该让同组的邻居都成候选
         own = part_norm.reshape(_GROUP, -1)[:, group]  # (32, m)
         high = grouped[:, group, row] + (slope * own * x_norm[row] + (curve * own * own + rest[row]))
         member, pair = xp.where(high >= low[row])
         found.append((row[pair], start + member * top.shape[0] + group[pair], high[member, pair]))
-    row, code, high = (xp.concatenate(a) for a in zip(*found))
+    row, code, high = (xp.concatenate(a) for a in zip(*found, strict=True))
     return (row, code, high), low
 
 
@@ -113,9 +143,9 @@ def _settle(
         first = torch.full_like(out, book.size).scatter_reduce(0, row[win], code[win], "amin")
         out = torch.where(first < book.size, first, out)
     lost = (crowded | (count == 0)).nonzero()[:, 0]
-    several = max(1, _PAIRS // book.size)
-    for start in range(0, len(lost), several):
-        part = lost[start : start + several]
+    together = max(1, _PAIRS // book.size)
+    for start in range(0, len(lost), together):
+        part = lost[start : start + together]
         out[part] = _brute_force(x[part], book)
     return out
 

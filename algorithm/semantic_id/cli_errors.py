@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 
@@ -21,6 +22,8 @@ def report(error: Exception) -> int:
         return _fail(f"{error.format_message()} (try `semid --help`)", 2)
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename!r}" if error.filename else ""
+        if error.errno == errno.ENOSPC and "free some space" not in error.strerror:
+            where += "; free some space and run again"
         return _fail(f"{error.strerror}{where}", 2)
     if isinstance(error, (TypeError, ValueError, OSError)):
         return _fail(str(error), 2)

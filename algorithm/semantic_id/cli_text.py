@@ -89,7 +89,7 @@ def show_demo(result: Dict[str, Any], lang: str) -> None:
     console.print()
     console.print(f"[bold]{pick(both('接下来', 'Next'), lang)}[/bold]")
     for line in _next_steps(result, lang):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True)
 
 
 def _show_group(console: Console, group: Dict[str, Any], lang: str) -> None:
@@ -189,4 +189,4 @@ def _plain(value: Any) -> str:
 
 def _console() -> Console:
     """每次新建：测试与管道会换掉 sys.stdout。"""
-    return Console(file=sys.stdout)
+    return Console(file=sys.stdout, highlight=False)

@@ -39,7 +39,7 @@ def check_run_folder(output: Path, resume: bool, overwrite: bool) -> None:
 def remove_traces(output: Path, existed: bool) -> None:
     """还没有断点就失败（多半是坏数据）：收拾干净，好像没跑过；有断点则留着续训。"""
     checkpoints = output / "checkpoints"
-    if any(checkpoints.glob("epoch-*")):
+    if any(path.suffix != ".tmp" for path in checkpoints.glob("epoch-*")):
         return
     shutil.rmtree(checkpoints, ignore_errors=True)
     if not existed and output.is_dir() and not any(output.iterdir()):

@@ -23,7 +23,6 @@
 from __future__ import annotations
 
 import os
-from typing import Optional
 
 import numpy as np
 import torch
@@ -68,6 +67,7 @@ class PreparedCodebook:
         self._sample = _sample_of(weight).clone()
         self._source = (0, 0)
 
+    @torch.compiler.disable
     def refresh_(self, weight: torch.Tensor, rows: torch.Tensor) -> None:
         """码本的 `rows` 行变了：只重新整理这些行，其余向量级的量整体重算（O(K)，很便宜）。
 
@@ -86,6 +86,7 @@ class PreparedCodebook:
                 self._pack(weight, part)
             self._finish(weight)
 
+    @torch.compiler.disable
     def is_current(self, weight: torch.Tensor) -> bool:
         """整理之后 `weight` 是否没变过：看地址、版本号，再抽两列核对（`.data` 的改动不涨版本号）。"""
         weight = weight.detach()
@@ -138,7 +139,7 @@ def prepare(weight: torch.Tensor) -> PreparedCodebook:
 
 
 @torch.compiler.disable
-def nearest(x: torch.Tensor, codebook: PreparedCodebook, *, num_threads: Optional[int] = None) -> torch.Tensor:
+def nearest(x: torch.Tensor, codebook: PreparedCodebook, *, num_threads: int | None = None) -> torch.Tensor:
     """每行的最近码字，定义见文件开头。
 
     Args:
@@ -162,7 +163,6 @@ def nearest(x: torch.Tensor, codebook: PreparedCodebook, *, num_threads: Optiona
         raise ValueError(f"num_threads={threads} is out of range; use an int >= 1 or None")
     x = x.detach().float()
     out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)  # (B,)
-    rows = 1024 if x.device.type == "cpu" else 4096
     if codebook.path in ("numpy", "torch"):
         _search_tiles.search(x, codebook, out)
     else:

@@ -50,7 +50,7 @@ def test_relative_mse_without_a_definition_is_none_with_a_reason():
 
 def test_large_offsets_keep_their_digits():
     # 误差 0.5 骑在 1e7 上：float32 平方会丢掉它
-    model = FakeModel(sizes=(20_000_001,), dim=1, mean=[1e7])
+    model = FakeModel(sizes=(10_000_008,), dim=1, mean=[1e7])
     got = evaluate(model, open_vectors(np.array([[1e7 + 0.0], [1e7 + 1.0], [1e7 + 3.0]])))
     assert got["mse"] == 0.0
     model.decode_codes = lambda codes: codes.float() - 1.0

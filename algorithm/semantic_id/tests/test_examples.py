@@ -64,7 +64,7 @@ def test_train_beats_the_mean_and_survives_a_reload(output: Callable[[str], str]
     text = output("01")
     (error,) = _numbers(text, "relative_mse")
     assert 0.0 < error < 0.75  # 1 等于只会猜均值；32 × 64 × 128 在两千行上约 0.61
-    assert min(_numbers(text, "utilization")) > 0.7
+    assert min(_numbers(text, "utilization")) > 0.9
     assert "same_ids_after_reload=True" in text
     assert re.search(r"fingerprint=[0-9a-f]{64}\n", text)
     assert "files=README.md config.json metrics.jsonl model.safetensors" in text  # 断点已清走，没有半成品
@@ -107,7 +107,7 @@ def test_literal_loop_learns(output: Callable[[str], str]) -> None:
     text = output("05")
     epochs = re.findall(r"^Epoch (\d+): Loss=(\d+\.\d{4}), Utilization=(\d+\.\d{2})%$", text, re.MULTILINE)
     assert [int(epoch) for epoch, _, _ in epochs] == list(range(10))
-    assert float(epochs[-1][2]) > 50.0
+    assert float(epochs[-1][2]) > 90.0  # 需求的验收线；均匀初始化不复活死码字时只剩零头
     assert "same_ids_in_eval_mode=True" in text
     (error,) = _numbers(text, "relative_mse")
     assert error < 0.75  # 草稿里的循环根本跑不起来；学不动时这里会是 1 左右

@@ -38,8 +38,8 @@ def _without_comments(code: str) -> str:
 
 
 def _sections(page: str) -> List[str]:
-    """按二级标题切开，代码块不算。"""
-    return re.split(r"^## ", _BLOCK.sub("", _text(page)), flags=re.MULTILINE)
+    """按二级标题切开；代码块里的注释也带着数字，所以不去掉。"""
+    return re.split(r"^## ", _text(page), flags=re.MULTILINE)
 
 
 def _tree(page: str) -> List[Tuple[str, ...]]:
