@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from algorithm.semantic_id import cli
-from algorithm.semantic_id.run_folder import remove_traces
 
 N, D = 240, 6
 RNG = np.random.default_rng(3)
@@ -141,21 +140,6 @@ def test_quiet_means_quiet(room, tmp_path, capfd, monkeypatch):
     out, err = capfd.readouterr()
     assert (code, err) == (0, "")
     assert "512" in out
-
-
-def test_traces_of_a_failed_start_are_removed_but_checkpoints_stay(tmp_path):
-    fresh, kept, old = tmp_path / "fresh", tmp_path / "kept", tmp_path / "old"
-    for folder in (fresh, kept, old):
-        (folder / "checkpoints").mkdir(parents=True)
-        (folder / "checkpoints" / "rows.f32").write_bytes(b"half")
-        (folder / "checkpoints" / "epoch-000000.tmp").mkdir()  # 断点写到一半，不算断点
-    (kept / "checkpoints" / "epoch-000001").mkdir()
-    remove_traces(fresh, existed=False)
-    remove_traces(kept, existed=False)
-    remove_traces(old, existed=True)
-    assert not fresh.exists()
-    assert (kept / "checkpoints" / "rows.f32").exists()
-    assert os.listdir(old) == []
 
 
 # ---- 错误 ----
