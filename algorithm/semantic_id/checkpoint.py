@@ -78,7 +78,8 @@ def save_folder(
         "training": dict(figures),
     }
     record["config_sha256"] = hashlib.sha256(_canonical(record)).hexdigest()
-    # 先全部写成临时文件：磁盘满在这里暴露，旧模型还原封不动
+    # 先全部写成临时文件：磁盘满在这里暴露，旧模型还原封不动。三个都落盘之后才开始改名，所以改名途中被杀，
+    # 新配置也完整地躺在临时文件里，加载时认得出它配得上新权重（见 load_folder）
     staged = [
         _stage(folder / WEIGHTS_NAME, weights),
         _stage(folder / CARD_NAME, card.encode("utf-8")),
@@ -110,24 +111,18 @@ def load_folder(folder: Path) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor], 
             f"{str(folder)!r} is not a finished model: it has no {CONFIG_NAME}; "
             "if training was interrupted, finish it with --resume"
         )
-    try:
-        record = json.loads(config_path.read_bytes().decode("utf-8"))
-    except ValueError as error:
-        raise ModelFileError(f"{str(config_path)!r} is not valid JSON ({error}); restore it from a backup") from None
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        raise ModelFileError(f"{str(config_path)!r} does not describe a semid model: format must be {_FORMAT!r}")
-    if record.get("format_version") != _FORMAT_VERSION:
-        raise ModelFileError(
-            f"{str(config_path)!r} has format_version {record.get('format_version')!r}, this semid reads "
-            f"{_FORMAT_VERSION}; upgrade semid"
-        )
-    expected = record.pop("config_sha256", None)
-    if hashlib.sha256(_canonical(record)).hexdigest() != expected:
-        raise ModelFileError(f"{str(config_path)!r} was changed after it was written (config_sha256 differs)")
+    record = _read_record(config_path)
     if not weights_path.is_file():
         raise ModelFileError(f"{str(folder)!r} has no {WEIGHTS_NAME}; restore it from a backup")
     data = weights_path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != record["weights_sha256"]:
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != record["weights_sha256"]:
+        # 覆盖保存时恰在改名之间被杀：新权重已就位，配得上它的新配置还叫临时名
+        staged = _temporary(config_path)
+        staged_record = _read_record(staged) if staged.is_file() else record
+        if staged_record["weights_sha256"] == actual:
+            record = staged_record
+    if actual != record["weights_sha256"]:
         raise ModelFileError(
             f"{str(weights_path)!r} is damaged ({len(data)} bytes): its SHA-256 is not the one in {CONFIG_NAME}; "
             "copy the model again"
@@ -136,6 +131,25 @@ def load_folder(folder: Path) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor], 
     if fingerprint_of(record["config"], tensors) != record["fingerprint"]:
         raise ModelFileError(f"fingerprint of {str(folder)!r} does not match its config and weights; copy it again")
     return record["config"], tensors, record["training"]
+
+
+def _read_record(path: Path) -> Dict[str, Any]:
+    """读出并核对 config.json 自身；返回去掉自身校验和的内容。"""
+    try:
+        record = json.loads(path.read_bytes().decode("utf-8"))
+    except ValueError as error:
+        raise ModelFileError(f"{str(path)!r} is not valid JSON ({error}); restore it from a backup") from None
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise ModelFileError(f"{str(path)!r} does not describe a semid model: format must be {_FORMAT!r}")
+    if record.get("format_version") != _FORMAT_VERSION:
+        raise ModelFileError(
+            f"{str(path)!r} has format_version {record.get('format_version')!r}, this semid reads "
+            f"{_FORMAT_VERSION}; upgrade semid"
+        )
+    expected = record.pop("config_sha256", None)
+    if hashlib.sha256(_canonical(record)).hexdigest() != expected:
+        raise ModelFileError(f"{str(path)!r} was changed after it was written (config_sha256 differs)")
+    return record
 
 
 def write_state(folder: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> None:
@@ -196,9 +210,14 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
+def _temporary(final: Path) -> Path:
+    """最终文件旁边的临时名。"""
+    return final.with_name(f".{final.name}.tmp")
+
+
 def _stage(final: Path, data: bytes) -> Tuple[Path, Path]:
     """写好 final 旁边的临时文件，返回 (临时, 最终)。"""
-    temporary = final.with_name(f".{final.name}.tmp")
+    temporary = _temporary(final)
     try:
         _write_synced(temporary, data)
     except OSError:

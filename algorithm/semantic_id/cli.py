@@ -254,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: 参数，不含程序名；None 取 `sys.argv`。
     """
+    # OpenMP 默认让空等的线程自旋；机器忙时两个线程反而比一个慢十几倍。必须在 torch 加载之前设好；用户自己设的优先
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # 终端写不出中文时给问号，而不是崩溃

@@ -128,8 +128,8 @@ def test_full_disk_keeps_the_old_model(encoder, folder, monkeypatch):
     assert SemanticIDEncoder.from_pretrained(folder).fingerprint() == encoder.fingerprint()
 
 
-def test_crash_between_two_renames_never_looks_complete(encoder, folder, monkeypatch):
-    """新权重已就位、新配置还没有：加载必须拒绝，而不是拿旧配置配新权重。"""
+def test_crash_between_two_renames_gives_the_new_model(encoder, folder, monkeypatch):
+    """新权重已就位、新配置还叫临时名：加载得到完整的新模型；没有那个临时文件就拒绝，绝不拿旧配置配新权重。"""
     real = os.replace
     calls = []
 
@@ -141,9 +141,12 @@ def test_crash_between_two_renames_never_looks_complete(encoder, folder, monkeyp
 
     monkeypatch.setattr(checkpoint_room.os, "replace", crash)
     torch.manual_seed(1)
+    other = SemanticIDEncoder(encoder.config)
     with pytest.raises(KeyboardInterrupt):
-        SemanticIDEncoder(encoder.config).save_pretrained(folder)
+        other.save_pretrained(folder)
     monkeypatch.undo()
+    assert SemanticIDEncoder.from_pretrained(folder).fingerprint() == other.fingerprint()
+    (folder / ".config.json.tmp").unlink()
     with pytest.raises(ModelFileError):
         SemanticIDEncoder.from_pretrained(folder)
 
