@@ -297,6 +297,7 @@ def kernel_names() -> str:
 
 
 def report(args: argparse.Namespace, x: torch.Tensor, rows: list[tuple[str, ...]]) -> str:
+    features = f" --features {Path(args.features).name}" if args.features else ""
     heads = ("编码器", "物品 / CPU 秒", "÷上限", "一致", "并列一致", "额外内存 MB", "单条 ms")
     lines = [
         "# 编码速度",
@@ -306,7 +307,7 @@ def report(args: argparse.Namespace, x: torch.Tensor, rows: list[tuple[str, ...]
         f"- 矩阵乘积内核：{kernel_names()}",
         f"- 数据：{Path(args.features).name if args.features else '内置生成器'}，{len(x)} 行 × {x.shape[1]} 维；"
         f"码本 {'/'.join(map(str, args.sizes))}",
-        f"- 命令：`python benchmarks/bench_encode.py --rows {args.rows} --rounds {args.rounds}`",
+        f"- 命令：`python benchmarks/bench_encode.py{features} --rows {args.rows} --rounds {args.rounds}`",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),

@@ -23,7 +23,8 @@ __all__ = ["available", "pack", "search"]
 
 _VERSION = 1  # 与 _native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
 _ISAS = ("generic", "avx2", "avx512")  # 下标即 _native.cpp 里的编号
-_CHUNK = 4032  # 一个线程一次领的行数，是各指令集瓦片行数 14、6、4 的公倍数
+_TILE_ROWS = (4, 6, 14)  # 各指令集一片瓦片的行数；每段取它的倍数，才没有半空的瓦片
+_CHUNK = 4032  # 一个线程一次最多领的行数，是它们的公倍数
 _WORTH_THREADS = 1 << 25  # 乘加次数低于它（约 1 毫秒）时开线程不划算
 
 
@@ -80,7 +81,8 @@ def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor, threads: 
     )
     if count * book.size * book.width < _WORTH_THREADS:
         threads = 1
-    chunk = min(_CHUNK, -(-count // (threads * 84)) * 84)
+    unit = _TILE_ROWS[isa]
+    chunk = min(_CHUNK, -(-count // (threads * unit)) * unit)
     starts, failed = itertools.count(0, chunk or 1), []
 
     def work() -> None:

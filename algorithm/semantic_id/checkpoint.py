@@ -21,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-__all__ = ["ModelFileError", "fingerprint_of", "load_folder", "read_state", "save_folder", "write_file", "write_state"]
+from .durable import sync_folder, write_synced
+
+__all__ = ["ModelFileError", "fingerprint_of", "load_folder", "read_state", "save_folder", "write_state"]
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -80,14 +82,16 @@ def save_folder(
     record["config_sha256"] = hashlib.sha256(_canonical(record)).hexdigest()
     # 先全部写成临时文件：磁盘满在这里暴露，旧模型还原封不动。三个都落盘之后才开始改名，所以改名途中被杀，
     # 新配置也完整地躺在临时文件里，加载时认得出它配得上新权重（见 load_folder）
-    staged = [
-        _stage(folder / WEIGHTS_NAME, weights),
-        _stage(folder / CARD_NAME, card.encode("utf-8")),
-        _stage(folder / CONFIG_NAME, json.dumps(record, ensure_ascii=False, indent=2).encode("utf-8")),
-    ]
-    for temporary, final in staged:
-        os.replace(temporary, final)
-    _fsync_folder(folder)
+    contents = {
+        WEIGHTS_NAME: weights,
+        CARD_NAME: card.encode("utf-8"),
+        CONFIG_NAME: json.dumps(record, ensure_ascii=False, indent=2).encode("utf-8"),
+    }
+    for name, data in contents.items():
+        write_synced(_temporary(folder / name), data)
+    for name in contents:
+        os.replace(_temporary(folder / name), folder / name)
+    sync_folder(folder)
 
 
 def load_folder(folder: Path) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor], Dict[str, Any]]:
@@ -167,12 +171,12 @@ def write_state(folder: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]],
     for name, group in tensors.items():
         data = tensors_to_bytes({k: v.detach().cpu().contiguous() for k, v in group.items()})
         hashes[name] = hashlib.sha256(data).hexdigest()
-        _write_synced(temporary / f"{name}.safetensors", data)
-    _write_synced(temporary / "state.json", json.dumps({**state, "sha256": hashes}).encode("utf-8"))
-    _fsync_folder(temporary)
+        write_synced(temporary / f"{name}.safetensors", data)
+    write_synced(temporary / "state.json", json.dumps({**state, "sha256": hashes}).encode("utf-8"))
+    sync_folder(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
-    _fsync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def read_state(folder: Path) -> Tuple[Dict[str, Dict[str, torch.Tensor]], Dict[str, Any]]:
@@ -192,11 +196,6 @@ def read_state(folder: Path) -> Tuple[Dict[str, Dict[str, torch.Tensor]], Dict[s
     return {name: _parse(data, folder / name) for name, data in groups.items()}, state
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """原子地写一个小文件：临时文件、落盘、改名。"""
-    os.replace(*_stage(path, data))
-
-
 def _parse(data: bytes, path: Path) -> Dict[str, torch.Tensor]:
     """字节 → 张量字典；先整体读入再解析，核对过的与使用的就是同一份字节。"""
     try:
@@ -213,31 +212,3 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
 def _temporary(final: Path) -> Path:
     """最终文件旁边的临时名。"""
     return final.with_name(f".{final.name}.tmp")
-
-
-def _stage(final: Path, data: bytes) -> Tuple[Path, Path]:
-    """写好 final 旁边的临时文件，返回 (临时, 最终)。"""
-    temporary = _temporary(final)
-    try:
-        _write_synced(temporary, data)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary, final
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    """写入并落盘：断电后文件要么不存在，要么完整。"""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fsync_folder(folder: Path) -> None:
-    """让改名也落盘。"""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,10 +15,11 @@ from typing import Any, Callable, Dict, Tuple
 import pyarrow.parquet as pq
 import torch
 
-from . import __version__, checkpoint, showcase
+from . import __version__, showcase
 from .catalog import Catalog, decode_codes_file, encode_catalog
 from .catalog.table import codes_of
 from .config import SemanticIDConfig, TrainerConfig
+from .durable import write_atomically
 from .encoder import SemanticIDEncoder
 from .evaluation import evaluate as evaluate_model
 from .progress import Progress
@@ -177,7 +178,7 @@ def demo(output: Path, *, device: str, progress: bool) -> Dict[str, Any]:
     check_demo_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     # 先写标记：演示中途被打断，下次也认得出这是自己的目录
-    checkpoint.write_file(output / "demo.json", b"{}\n")
+    write_atomically(output / "demo.json", b"{}\n")
     columns = {"id_column": "item_id", "vector_column": "embedding"}
     settings = {"codebook_sizes": showcase.DEMO_CODEBOOK_SIZES}
     train(
@@ -208,7 +209,7 @@ def demo(output: Path, *, device: str, progress: bool) -> Dict[str, Any]:
         "prefixes": showcase.choose_prefixes(codes, items["category"], items["title"]),
     }
     text = json.dumps({"semid_version": __version__, **result}, ensure_ascii=False, indent=2)
-    checkpoint.write_file(output / "demo.json", (text + "\n").encode())
+    write_atomically(output / "demo.json", (text + "\n").encode())
     return result
 
 

@@ -24,6 +24,7 @@ import torch
 from . import checkpoint, metrics
 from .codebook import DEAD_AFTER_EXPECTED_HITS
 from .config import TrainerConfig, check_int
+from .durable import write_atomically
 from .encoder import SemanticIDEncoder
 from .initialize import initialize_
 from .judge import judge
@@ -264,7 +265,7 @@ class _Run:
             if old.name != f"epoch-{self.epoch:06d}":
                 shutil.rmtree(old, ignore_errors=True)
         log = "".join(json.dumps(record) + "\n" for record in self.history)
-        checkpoint.write_file(folder / _LOG_NAME, log.encode("utf-8"))
+        write_atomically(folder / _LOG_NAME, log.encode("utf-8"))
 
     def _restore(self) -> bool:
         """从最新的断点恢复；没有断点返回 False。"""

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from algorithm.interfaces import SemanticIDModel
 
+from ..durable import sync_folder
 from ..vectors import check_block_rows, one_line
 from ..vectors_npy import NpyFile
-from .table import Catalog, CatalogError, check_range, codes_of, level_columns, sync_folder
+from .table import Catalog, CatalogError, check_range, codes_of, level_columns
 
 __all__ = ["decode_codes_file"]
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from algorithm.interfaces import SemanticIDModel
 
+from ..durable import sync_folder
 from ..vectors import Block, VectorSource, check_unique_ids
-from .table import DEFAULT_ROWS_PER_PART, MANIFEST_NAME, CatalogError, CatalogWriter, find_stranger, sync_folder
+from .table import DEFAULT_ROWS_PER_PART, MANIFEST_NAME, CatalogError, CatalogWriter, find_stranger
 
 __all__ = ["encode_block", "encode_catalog"]
 

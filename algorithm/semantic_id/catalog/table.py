@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..durable import write_atomically
+
 __all__ = ["MANIFEST_NAME", "Catalog", "CatalogError", "CatalogWriter"]
 
 MANIFEST_NAME = "MANIFEST.json"
@@ -209,34 +211,6 @@ def find_stranger(folder: Path) -> str | None:
     """目录里第一个不属于物品表的名字；None 表示全是我们的，可以放心清掉。"""
     ours = re.compile(rf"({_PART_NAME.pattern}|{re.escape(MANIFEST_NAME)})(\.tmp)?")
     return next((p.name for p in sorted(folder.iterdir()) if not ours.fullmatch(p.name) or p.is_dir()), None)
-
-
-def write_atomically(path: Path, data: Any) -> None:
-    """临时文件 → fsync → 改名 → 目录 fsync：任何时刻断电，路径上要么没有、要么是完整内容。
-
-    Raises:
-        OSError: 磁盘满等；临时文件会被删掉。
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """让改名本身也落盘。"""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_range(codes: np.ndarray, sizes: Sequence[int], name: str, row_offset: int) -> None:

@@ -42,7 +42,8 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "codebook": ("search checks", "torch"),
     "rq_vae": ("codebook checks config", "torch"),
     "model_card": ("config", ""),
-    "checkpoint": ("", "torch safetensors"),
+    "durable": ("", ""),
+    "checkpoint": ("durable", "torch safetensors"),
     "encoder": (
         "interfaces checks checkpoint config exact_linear model_card rq_vae",
         "torch huggingface_hub",
@@ -52,20 +53,21 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "optimizer_state": ("", "torch"),
     "initialize": ("config encoder kmeans progress training_rows", "torch"),
     "trainer": (
-        "checkpoint codebook config encoder initialize judge metrics optimizer_state progress training_rows vectors",
+        "checkpoint codebook config durable encoder initialize judge metrics optimizer_state progress training_rows"
+        " vectors",
         "numpy torch",
     ),
     # 二楼：物品。只认 interfaces 里的协议，不认模型
     "evaluation": ("interfaces metrics vectors", "numpy torch"),
-    "catalog.table": ("", "numpy pyarrow"),
-    "catalog.encode": ("interfaces vectors catalog.table", "numpy torch"),
-    "catalog.decode": ("interfaces vectors vectors_npy catalog.table", "numpy pyarrow torch"),
+    "catalog.table": ("durable", "numpy pyarrow"),
+    "catalog.encode": ("interfaces durable vectors catalog.table", "numpy torch"),
+    "catalog.decode": ("interfaces durable vectors vectors_npy catalog.table", "numpy pyarrow torch"),
     "catalog": ("catalog.decode catalog.encode catalog.table", ""),
     "showcase": ("metrics", "numpy"),
     "run_folder": ("", ""),
     # 命令行背后的动作：唯一同时认识两层楼的房间，把模型交给物品表
     "commands": (
-        "__init__ config verdicts progress vectors checkpoint encoder trainer evaluation catalog catalog.table"
+        "__init__ config durable verdicts progress vectors encoder trainer evaluation catalog catalog.table"
         " showcase run_folder",
         "pyarrow torch",
     ),

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_codebook
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, durable, train_codebook
 from algorithm.semantic_id import checkpoint as checkpoint_room
 from algorithm.semantic_id.checkpoint import ModelFileError, fingerprint_of
 
@@ -119,7 +119,7 @@ def test_full_disk_keeps_the_old_model(encoder, folder, monkeypatch):
             raise OSError(28, "No space left on device")
         real(handle)
 
-    monkeypatch.setattr(checkpoint_room.os, "fsync", full)
+    monkeypatch.setattr(durable.os, "fsync", full)
     other = SemanticIDEncoder(encoder.config)
     with pytest.raises(OSError, match="No space left"):
         other.save_pretrained(folder)
