@@ -86,10 +86,14 @@ class VectorQuantizer(nn.Module):
         Returns:
             (B,) int64。
         """
+        return search.nearest(x, self.prepared())
+
+    def prepared(self) -> search.PreparedCodebook:
+        """为搜索整理好的当前码本；权重没变就用上次的。"""
         weight = self.embedding.weight
         if self._prepared is None or not self._prepared.is_current(weight):
             self._prepared = search.prepare(weight)
-        return search.nearest(x, self._prepared)
+        return self._prepared
 
     def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """量化一批向量；训练模式下随后更新码本。
@@ -145,16 +149,19 @@ class VectorQuantizer(nn.Module):
         changed = hit
         self.embedding.weight[hit] = self.ema_w[hit] / self.ema_cluster_size[hit, None]
 
-        position = torch.arange(1, len(x) + 1, device=x.device) + self.rows_seen  # (B,) 每行在训练中的序号
-        self.last_hit_row.scatter_reduce_(0, indices, position, "amax")
-        self.rows_seen.add_(len(x))
-
+        self._advance_(indices)
         revived = self._revive_(x, indices)
         if len(revived):
             changed = torch.cat([hit, revived])
         if self._prepared is not None:
             self._prepared.refresh_(self.embedding.weight, changed)
         return len(revived)
+
+    def _advance_(self, indices: torch.Tensor) -> None:
+        """两个时钟向前走 B 行：每个码字最后一次命中在第几行，一共见过多少行。"""
+        position = torch.arange(1, len(indices) + 1, device=indices.device) + self.rows_seen  # (B,)
+        self.last_hit_row.scatter_reduce_(0, indices, position, "amax")
+        self.rows_seen.add_(len(indices))
 
     def dead_codes(self) -> torch.Tensor:
         """(K,) bool：在期望命中 `DEAD_AFTER_EXPECTED_HITS` 次的行数里一次也没被命中的码字。"""
@@ -189,19 +196,28 @@ class VectorQuantizer(nn.Module):
         return dead
 
     @torch.no_grad()
-    def reset_(self, codewords: torch.Tensor, cluster_size: torch.Tensor | None = None) -> None:
-        """整体换上新的码字，统计与时钟随之归零。
+    def install_(self, codewords: torch.Tensor, indices: torch.Tensor, batch_size: int) -> None:
+        """换上一整遍数据算出的码字；时钟照常前进，EMA 计数取批大小为 B 时的稳态值 B · p。
+
+        稳态计数让后续的 EMA 训练从第一步起就以合适的权重对待这些码字，不会一步跳走。
 
         Args:
             codewords: (K, H) 新码字。
-            cluster_size: (K,) 每个码字已知的相对使用量（k-means 的簇大小，均值约为 1）；None 为全 1。
+            indices: (N,) 这一遍里每行的编号，次序即训练次序。
+            batch_size: 之后 EMA 训练的批大小 B。
         """
+        counts = torch.bincount(indices, minlength=self.num_embeddings)  # (K,)
         self.embedding.weight.copy_(codewords)
-        if cluster_size is None:
-            self.ema_cluster_size.fill_(1.0)
-        else:
-            self.ema_cluster_size.copy_(cluster_size)
+        self.ema_cluster_size.copy_(counts * (batch_size / len(indices)))
         torch.mul(self.embedding.weight, self.ema_cluster_size[:, None], out=self.ema_w)
+        self._advance_(indices)
+
+    @torch.no_grad()
+    def reset_(self, codewords: torch.Tensor) -> None:
+        """整体换上新的码字 (K, H)，计数回到 1，时钟归零：好像刚刚构造出来。"""
+        self.embedding.weight.copy_(codewords)
+        self.ema_cluster_size.fill_(1.0)
+        self.ema_w.copy_(self.embedding.weight)
         self.rows_seen.zero_()
         self.last_hit_row.zero_()
         self.revived_row.zero_()

@@ -48,9 +48,9 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     w_bits = _SUM_BITS - _X_BITS - math.ceil(math.log2(max(x.shape[1], 2)))
     x_unit = _power_of_two_above(x.abs().amax(dim=1, keepdim=True)) * 2.0**-_X_BITS  # (B, 1)
     w_unit = _power_of_two_above(weight.abs().amax()) * 2.0**-w_bits
-    x_grid = torch.round(x.double() / x_unit)  # (B, D)，除以 2 的幂没有误差
-    w_grid = torch.round(weight.double() / w_unit)  # (D, H)
-    return ((x_grid @ w_grid) * (x_unit * w_unit)).float()  # (B, H)
+    x_grid = x.to(torch.float64, copy=True).div_(x_unit).round_()  # (B, D)，除以 2 的幂没有误差
+    w_grid = weight.to(torch.float64, copy=True).div_(w_unit).round_()  # (D, H)
+    return (x_grid @ w_grid).mul_(x_unit * w_unit).float()  # (B, H)
 
 
 class _ExactLinear(torch.autograd.Function):
@@ -63,8 +63,9 @@ class _ExactLinear(torch.autograd.Function):
         return _product(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        """∂/∂x = g Wᵀ，∂/∂W = xᵀ g。"""
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # type: ignore[override]
+        """∂/∂x = g Wᵀ，∂/∂W = xᵀ g；第一层的 x 是数据，不要梯度就不算。"""
         (grad,) = grad_outputs
         x, weight = ctx.saved_tensors
-        return grad @ weight.T, x.T @ grad
+        wants_x, wants_weight = ctx.needs_input_grad
+        return grad @ weight.T if wants_x else None, x.T @ grad if wants_weight else None

@@ -78,9 +78,8 @@ def _kmeans_levels_(
                 iterations=config.kmeans_iterations,
                 on_iteration=lambda iteration, _: advance(iteration),
             )
-        # EMA 计数取稳态值 B · p：第一批之后的衰减与 k-means 的均值权重相称，码字不会突然跳走
-        share = result.counts.float() * (config.batch_size / len(residual))
-        quantizer.reset_(result.centroids, share)
+        quantizer.reset_(result.centroids)  # 时钟归零，再记上 k-means 用过的这一遍
+        quantizer.install_(result.centroids, result.indices, config.batch_size)
         if result.num_surplus:
             notes.append(
                 f"L{level} has {size} codewords but only {size - result.num_surplus} distinct residuals in "

@@ -1,7 +1,7 @@
 """码本训练：初始化 → 逐 epoch 训练 → 在留出行上评判 → 记录与断点 → 留下最好的一个。
 
-配方：先做依赖数据的初始化（默认逐层残差 k-means）；前一半 epoch 只用 EMA 更新码本，特征网络保持恒等；后一半
-从目前最好的状态出发，网络与码本一起训练。留出误差最低的状态胜出，所以网络只有确实比恒等更好时才会留下。
+配方：依赖数据的初始化（默认逐层残差 k-means）→ 各层联合精修（`refine.py`）→ 最后五分之一的 epoch 冻结码本、训练特征
+网络。留出误差最低的状态胜出，所以网络只有确实比恒等更好时才会留下。uniform 起步时先用 EMA 与死码字复活过一半的 epoch。
 
 谁可以写：训练器写模型；`output_dir` 里 metrics.jsonl 与 checkpoints/ 随训练更新，模型文件最后才写。
 同样的种子、数据次序、批大小、线程数与版本，得到同样的字节；`kill -9` 之后续训也一样。
@@ -21,15 +21,17 @@ from typing import Any, Dict, List
 import numpy as np
 import torch
 
-from . import checkpoint, metrics
+from . import checkpoint
 from .codebook import DEAD_AFTER_EXPECTED_HITS
 from .config import TrainerConfig, check_int
 from .durable import write_atomically
 from .encoder import SemanticIDEncoder
+from .epochs import gradient_epoch, plan_phases, refine_epoch
 from .initialize import initialize_
 from .judge import judge
 from .optimizer_state import load_optimizer_, optimizer_tensors
 from .progress import Progress
+from .refine import Refiner
 from .training_rows import TrainingRows
 from .vectors import VectorSource, open_vectors
 
@@ -37,6 +39,7 @@ __all__ = ["compute_codebook_utilization", "train_codebook"]
 
 _LOG_NAME = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
+_ROUNDS_PER_EPOCH = 3  # 一个精修 epoch 的轮数
 
 
 def compute_codebook_utilization(encoder: SemanticIDEncoder) -> float:
@@ -159,8 +162,8 @@ class _Run:
         self._record: Dict[str, Any] = {"phase": "init"}
         self.best: Dict[str, Any] = {"key": [math.inf, math.inf], "epoch": -1, "state": None}
         self.optimizer: torch.optim.Adam | None = None
-        # 恒等网络先让码本站稳；已经学过网络的编码器接着一起学
-        self.codebook_epochs = num_epochs - num_epochs // 2
+        self.refiner: Refiner | None = None
+        self.phases: List[str] = []
 
     def run(self, *, resume: bool, reinit: bool) -> Dict[str, Any]:
         """从头或从断点跑完，返回测得的数字。"""
@@ -176,49 +179,40 @@ class _Run:
 
     def _start(self, reinit: bool) -> None:
         """第 0 个 epoch：初始化（如果需要），评判，断点。"""
-        if reinit or not bool(self.encoder.rq_vae.initialized):
+        fresh = reinit or not bool(self.encoder.rq_vae.initialized)
+        if fresh:
             self.notes += initialize_(self.encoder, self.rows, self.config, self.bar)
-        if not self.encoder.rq_vae.encoder.is_identity():
-            self.codebook_epochs = 0
+        rq_vae = self.encoder.rq_vae
+        has_network = not (rq_vae.encoder.is_identity() and rq_vae.decoder.is_identity())
+        self.phases = plan_phases(self.num_epochs, self.config.init, has_network=has_network, fresh=fresh)
         self._finish_epoch()
 
     def _train_epoch(self) -> None:
-        """一遍训练行。"""
-        rq_vae, batch_size = self.encoder.rq_vae, self.config.batch_size
-        learn_network = self.epoch > self.codebook_epochs
-        if learn_network and self.optimizer is None:
-            self.encoder.load_state_dict(self.best["state"])
-            self.optimizer = self._new_optimizer()
+        """按计划过一个 epoch。"""
+        rq_vae, phase = self.encoder.rq_vae, self.phases[self.epoch - 1]
+        label = f"{phase} {self.epoch}/{self.num_epochs}"
         started = time.perf_counter()
-        totals = dict.fromkeys(("reconstruction_loss", "commitment_loss", "total_loss"), 0.0)
-        counts = [np.zeros(size, dtype=np.int64) for size in self.encoder.codebook_sizes]
-        # 损失除以典型大小的平方：Adam 的轨迹与特征的单位无关（2 的幂时逐位无关）
-        scale = 1.0 / float(rq_vae.encoder.unit) ** 2
-        rq_vae.train()
-        label = f"epoch {self.epoch}/{self.num_epochs}"
-        with self.bar.task(label, self.rows.num_train_rows) as advance, torch.set_grad_enabled(learn_network):
-            seen = 0
-            for batch in self.rows.batches(self.epoch, batch_size):
-                output = rq_vae(batch.to(self.device))
-                if learn_network:
-                    assert self.optimizer is not None
-                    self.optimizer.zero_grad()
-                    (output["total_loss"] * scale).backward()
-                    self.optimizer.step()
-                for name in totals:
-                    totals[name] += float(output[name].detach()) * len(batch)
-                for count, indices in zip(counts, output["indices"], strict=True):
-                    count += np.bincount(indices.cpu().numpy(), minlength=len(count))
-                seen += len(batch)
-                advance(seen)
-        self._record = {
-            "phase": "network" if learn_network else "codebook",
-            **{name: total / seen for name, total in totals.items()},
-            "utilization": [metrics.utilization(c) for c in counts],
-            "perplexity": [metrics.perplexity(c) for c in counts],
-            "dead_codes": [int(q.dead_codes().sum()) for q in rq_vae.quantizers],
-            "elapsed_s": time.perf_counter() - started,
-        }
+        if phase == "refine":
+            first = self.phases.index("refine")
+            rounds = [(self.epoch - 1 - first) * _ROUNDS_PER_EPOCH + i for i in range(_ROUNDS_PER_EPOCH)]
+            total = self.phases.count("refine") * _ROUNDS_PER_EPOCH
+            temperatures = [math.sqrt(1 - done / total) for done in rounds]
+            seeds = [self.config.seed * 1_000_003 % 2**40 + done for done in rounds]
+            refiner = self._get_refiner()
+            record = refine_epoch(refiner, rq_vae, temperatures, seeds, self.config.batch_size, self.bar, label)
+        else:
+            if phase == "network" and self.optimizer is None:
+                self.encoder.load_state_dict(self.best["state"])
+                self.optimizer = self._new_optimizer()
+            batches = self.rows.batches(self.epoch, self.config.batch_size)
+            record = gradient_epoch(rq_vae, batches, self.rows.num_train_rows, self.optimizer, self.bar, label)
+        self._record = {"phase": phase, **record, "elapsed_s": time.perf_counter() - started}
+
+    def _get_refiner(self) -> Refiner:
+        """精修器，用到时才建：它要占一块行的内存。"""
+        if self.refiner is None:
+            self.refiner = Refiner(self.encoder.rq_vae, self.rows.sample().to(self.device))
+        return self.refiner
 
     def _finish_epoch(self) -> None:
         """评判当前状态，记一行，更新最好者，写断点。"""
@@ -251,13 +245,15 @@ class _Run:
         groups = {"model": self.encoder.state_dict(), "best": self.best["state"]}
         if self.optimizer is not None:
             groups["optimizer"] = optimizer_tensors(self.optimizer)
+        if self.refiner is not None and self.refiner.residual_std is not None:
+            groups["refiner"] = {"residual_std": self.refiner.residual_std}
         state = {
             "run": self._identity_card(),
             "epoch": self.epoch,
             "best": {"key": self.best["key"], "epoch": self.best["epoch"]},
             "history": self.history,
             "notes": self.notes,
-            "codebook_epochs": self.codebook_epochs,
+            "phases": self.phases,
         }
         root = folder / _CHECKPOINTS
         checkpoint.write_state(root / f"epoch-{self.epoch:06d}", groups, state)
@@ -282,8 +278,10 @@ class _Run:
                 )
         self.encoder.load_state_dict(groups["model"])
         self.epoch, self.history, self.notes = state["epoch"], state["history"], state["notes"]
-        self.codebook_epochs = state["codebook_epochs"]
+        self.phases = state["phases"]
         self.best = {**state["best"], "state": groups["best"]}
+        if "refiner" in groups:
+            self._get_refiner().residual_std = groups["refiner"]["residual_std"].to(self.device)
         if "optimizer" in groups:
             self.optimizer = self._new_optimizer()
             load_optimizer_(self.optimizer, groups["optimizer"])

@@ -51,10 +51,12 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "training_rows": ("config vectors", "numpy torch"),
     "judge": ("encoder metrics", "numpy torch"),
     "optimizer_state": ("", "torch"),
+    "refine": ("rq_vae", "torch"),
+    "epochs": ("metrics progress refine rq_vae", "numpy torch"),
     "initialize": ("config encoder kmeans progress training_rows", "torch"),
     "trainer": (
-        "checkpoint codebook config durable encoder initialize judge metrics optimizer_state progress training_rows"
-        " vectors",
+        "checkpoint codebook config durable encoder epochs initialize judge optimizer_state progress refine"
+        " training_rows vectors",
         "numpy torch",
     ),
     # 二楼：物品。只认 interfaces 里的协议，不认模型

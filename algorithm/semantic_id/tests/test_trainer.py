@@ -5,7 +5,7 @@ import logging
 import signal
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -133,7 +133,7 @@ def test_network_trajectory_is_scale_free_too():
     for power in (0, 9):
         encoder = SemanticIDEncoder(CONFIG)
         config = TrainerConfig(batch_size=128, kmeans_iterations=3, holdout_rate=0.0)
-        trained(x * np.float32(2.0**power), epochs=2, config=config, encoder=encoder)
+        trained(x * np.float32(2.0**power), epochs=5, config=config, encoder=encoder)
         histories.append(encoder)
     a, b = (e.rq_vae.encoder for e in histories)
     assert not a.is_identity()
@@ -141,82 +141,102 @@ def test_network_trajectory_is_scale_free_too():
     assert float(b.unit) == 2**9 * float(a.unit)
 
 
+KILLED = """
+import os, signal, torch
+torch.set_num_threads(1)
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
+from algorithm.semantic_id.refine import Refiner
+from algorithm.semantic_id.rq_vae import ResidualVectorQuantizer
+def kill_at(owner, name, count):
+    real, calls = getattr(owner, name), []
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    setattr(owner, name, wrapped)
+kill_at({owner}, {name!r}, {count})
+encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=8, codebook_sizes=(8, 16), hidden_dim=8))
+train_codebook(encoder, {features!r}, 10, output_dir={output!r}, resume={resume}, progress=False,
+               config=TrainerConfig(batch_size=128, kmeans_iterations=3))
+"""
+
+
+def killed(**fields):
+    script = KILLED.format(**fields)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return sorted(p.name for p in (Path(fields["output"]) / "checkpoints").iterdir())
+
+
 def test_resume_after_kill_9_gives_the_same_bytes(tmp_path):
-    """在第 4 个 epoch（网络阶段）训练到一半时 SIGKILL，再续训；与不中断的结果逐位相同。"""
+    """两次 SIGKILL：第 3 个 epoch（精修）的第 2 轮，第 10 个 epoch（网络）的第 5 批；最终与不中断的逐位相同。"""
     x = data()
     np.save(tmp_path / "x.npy", x)
-    reference, reference_figures = trained(x, epochs=5, output_dir=tmp_path / "whole")
-    script = f"""
-        import os, signal, torch
-        torch.set_num_threads(1)
-        from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
-        from algorithm.semantic_id.codebook import VectorQuantizer
-        real, calls = VectorQuantizer.update_, []
-        def update_(self, *args):
-            calls.append(1)
-            if len(calls) == 3 * 8 * 2 + 7:  # 每个 epoch 8 批 × 2 层
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(self, *args)
-        VectorQuantizer.update_ = update_
-        encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=8, codebook_sizes=(8, 16), hidden_dim=8))
-        train_codebook(encoder, {str(tmp_path / "x.npy")!r}, 5, output_dir={str(tmp_path / "cut")!r}, progress=False,
-                       config=TrainerConfig(batch_size=128, kmeans_iterations=3))
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()) == ["epoch-000003"]
-    assert not (tmp_path / "cut" / "config.json").exists()
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    reference, reference_figures = trained(x, epochs=10, output_dir=whole)
+    common = {"features": str(tmp_path / "x.npy"), "output": str(cut)}
+    assert killed(owner="Refiner", name="round_", count=8, resume=False, **common) == ["epoch-000002"]
+    assert not (cut / "config.json").exists()
     with pytest.raises(FileNotFoundError, match="not a finished model"):
-        SemanticIDEncoder.from_pretrained(tmp_path / "cut")
+        SemanticIDEncoder.from_pretrained(cut)
     with pytest.raises(ValueError, match="holds an unfinished run; continue it with resume=True"):
-        trained(x, epochs=5, output_dir=tmp_path / "cut")
-    with pytest.raises(ValueError, match="cannot resume .* num_epochs is 6, the interrupted run had 5"):
-        trained(x, epochs=6, output_dir=tmp_path / "cut", resume=True)
-    with pytest.raises(ValueError, match="cannot resume .* data_sha256"):
-        trained(x + 1, epochs=5, output_dir=tmp_path / "cut", resume=True)
-    resumed, figures = trained(x, epochs=5, output_dir=tmp_path / "cut", resume=True)
+        trained(x, epochs=10, output_dir=cut)
+    with pytest.raises(ValueError, match=r"cannot resume .* num_epochs is 6, the interrupted run had 10"):
+        trained(x, epochs=6, output_dir=cut, resume=True)
+    with pytest.raises(ValueError, match=r"cannot resume .* data_sha256"):
+        trained(x + 1, epochs=10, output_dir=cut, resume=True)
+    found = killed(owner="ResidualVectorQuantizer", name="forward", count=8 + 5, resume=True, **common)
+    assert found == ["epoch-000009"]
+    resumed, figures = trained(x, epochs=10, output_dir=cut, resume=True)
     assert resumed.fingerprint() == reference.fingerprint()
     assert figures == reference_figures
     for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    logs = [(tmp_path / n / "metrics.jsonl").read_text().splitlines() for n in ("cut", "whole")]
-    assert [len(log) for log in logs] == [6, 6]
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    logs = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (cut, whole)]
+    assert [len(log) for log in logs] == [11, 11]
     without_time = [[{k: v for k, v in json.loads(r).items() if k != "elapsed_s"} for r in log] for log in logs]
     assert without_time[0] == without_time[1]
-    assert not (tmp_path / "cut" / "checkpoints").exists()
+    assert not (cut / "checkpoints").exists()
 
 
 def test_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
     class Stop(RuntimeError):
         pass
 
-    real = TrainingRows.batches
-
     def batches(self, epoch, batch_size):
-        if epoch == 2:
-            raise Stop
-        return real(self, epoch, batch_size)
+        raise Stop  # 第 5 个 epoch 是第一个用到批次的
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(TrainingRows, "batches", batches)
-        trained(data(), output_dir=tmp_path)
-    path = tmp_path / "checkpoints" / "epoch-000001" / "model.safetensors"
+        trained(data(), epochs=5, output_dir=tmp_path)
+    path = tmp_path / "checkpoints" / "epoch-000004" / "model.safetensors"
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(bytes(raw))
     with pytest.raises(ValueError, match=r"is damaged \(model.safetensors\); delete it and resume"):
-        trained(data(), output_dir=tmp_path, resume=True)
+        trained(data(), epochs=5, output_dir=tmp_path, resume=True)
 
 
 def test_metrics_per_epoch(tmp_path):
-    trained(data(), epochs=3, output_dir=tmp_path)
+    trained(data(), epochs=5, output_dir=tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["epoch"], r["phase"]) for r in rows] == [(0, "init"), (1, "codebook"), (2, "codebook"), (3, "network")]
+    assert [(r["epoch"], r["phase"]) for r in rows] == [
+        (0, "init"), *((epoch, "refine") for epoch in range(1, 5)), (5, "network")
+    ]  # fmt: skip
     for row in rows[1:]:
         for name in ("utilization", "perplexity", "dead_codes", "holdout_level_mse"):
             assert len(row[name]) == 2
-        assert row["total_loss"] == pytest.approx(row["reconstruction_loss"] + 0.25 * row["commitment_loss"])
+    assert rows[-1]["total_loss"] == pytest.approx(rows[-1]["reconstruction_loss"] + 0.25 * rows[-1]["commitment_loss"])
     assert rows[-1]["holdout_level_mse"][0] > rows[-1]["holdout_level_mse"][1]
+    assert rows[4]["reconstruction_loss"] < rows[1]["reconstruction_loss"]
+
+
+def test_uniform_init_goes_through_ema_first(tmp_path):
+    _, figures = trained(data(), epochs=10, init="uniform", output_dir=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["phase"] for r in rows] == ["init", *["ema"] * 5, *["refine"] * 3, *["network"] * 2]
+    assert min(figures["utilization"]) >= 0.9
 
 
 def test_keeps_the_best_state_by_held_back_error():
@@ -230,9 +250,9 @@ def test_keeps_the_best_state_by_held_back_error():
 def test_network_is_dropped_where_the_identity_is_better():
     """学习率大到网络只会变坏：留下的必须是恒等网络。"""
     bad = TrainerConfig(batch_size=128, kmeans_iterations=3, learning_rate=3.0)
-    encoder, figures = trained(data(), epochs=4, config=bad)
+    encoder, figures = trained(data(), epochs=5, config=bad)
     assert figures["network_kept"] is False
-    assert figures["best_epoch"] <= 2
+    assert figures["best_epoch"] < 5
     assert encoder.rq_vae.encoder.is_identity()
     assert encoder.rq_vae.decoder.is_identity()
 
@@ -263,7 +283,7 @@ def test_fewer_rows_than_codewords_says_what_it_did(caplog):
     assert len(figures["notes"]) == 1
     assert "L2 has 64 codewords but only 38 distinct residuals in 38 training rows" in figures["notes"][0]
     assert "consider a smaller codebook" in caplog.text
-    assert figures["collision_rate"] == 0.0
+    assert trained(data(40), epochs=0, encoder=encoder, reinit=True)[1]["collision_rate"] == 0.0
 
 
 @pytest.mark.parametrize("rows", [1, 2, 19])

@@ -1,0 +1,123 @@
+"""一个 epoch 的三种过法：EMA、联合精修、特征网络；各返回一行记录。
+
+- `ema`：需求的在线 EMA（训练模式的 forward），用于 uniform 起步：它自带死码字复活。
+- `refine`：`Refiner` 的若干轮，每轮是一遍编码加一次联合更新。
+- `network`：冻结码本，只用 Adam 训练特征网络（straight-through 与承诺损失都在 `rq_vae.forward` 里）。
+
+形状字母：B 批大小，K_l 码本大小，L 层数。
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterable, List, Sequence
+
+import numpy as np
+import torch
+
+from . import metrics
+from .progress import Progress
+from .refine import Refiner
+from .rq_vae import ResidualVectorQuantizer
+
+__all__ = ["gradient_epoch", "plan_phases", "refine_epoch"]
+
+_NETWORK_SHARE = 5  # 最后五分之一的 epoch 给特征网络
+
+
+def plan_phases(num_epochs: int, init: str, *, has_network: bool, fresh: bool) -> List[str]:
+    """每个 epoch 做什么。
+
+    Args:
+        num_epochs: 总数。
+        init: `"kmeans"` 或 `"uniform"`。
+        has_network: 特征网络已经不是恒等映射（接着训练时）；精修假定恒等，所以只继续训练网络。
+        fresh: 这次刚刚初始化。
+
+    Returns:
+        长度为 num_epochs 的列表，元素为 `"ema"`、`"refine"`、`"network"`。
+    """
+    if has_network:
+        return ["network"] * num_epochs
+    network = num_epochs // _NETWORK_SHARE
+    ema = num_epochs // 2 if fresh and init == "uniform" else 0
+    return ["ema"] * ema + ["refine"] * (num_epochs - ema - network) + ["network"] * network
+
+
+def gradient_epoch(
+    rq_vae: ResidualVectorQuantizer,
+    batches: Iterable[torch.Tensor],
+    num_rows: int,
+    optimizer: torch.optim.Optimizer | None,
+    bar: Progress,
+    label: str,
+) -> Dict[str, Any]:
+    """过一遍打乱的批次。
+
+    Args:
+        rq_vae: 就地修改。
+        batches: (B, D) float32 的批次。
+        num_rows: 总行数，供进度条使用。
+        optimizer: 给出时冻结码本、训练网络；None 时用 EMA 更新码本，不求梯度。
+        bar: 进度条。
+        label: 进度条上的字。
+
+    Returns:
+        平均损失与码本使用情况；口径为这一遍的训练行，编号取自当时的码本。
+    """
+    device = rq_vae.initialized.device
+    rq_vae.train(optimizer is None)
+    # 损失除以典型大小的平方：Adam 的轨迹与特征的单位无关（2 的幂时逐位无关）
+    scale = 1.0 / float(rq_vae.encoder.unit) ** 2
+    totals = dict.fromkeys(("reconstruction_loss", "commitment_loss", "total_loss"), 0.0)
+    counts = [np.zeros(size, dtype=np.int64) for size in rq_vae.config.codebook_sizes]
+    seen = 0
+    with bar.task(label, num_rows) as advance, torch.set_grad_enabled(optimizer is not None):
+        for batch in batches:
+            output = rq_vae(batch.to(device))
+            if optimizer is not None:
+                optimizer.zero_grad()
+                (output["total_loss"] * scale).backward()
+                optimizer.step()
+            for name in totals:
+                totals[name] += float(output[name].detach()) * len(batch)
+            for count, indices in zip(counts, output["indices"], strict=True):
+                count += np.bincount(indices.cpu().numpy(), minlength=len(count))
+            seen += len(batch)
+            advance(seen)
+    return {**{name: total / seen for name, total in totals.items()}, **_usage(counts, rq_vae)}
+
+
+def refine_epoch(
+    refiner: Refiner,
+    rq_vae: ResidualVectorQuantizer,
+    temperatures: Sequence[float],
+    seeds: Sequence[int],
+    batch_size: int,
+    bar: Progress,
+    label: str,
+) -> Dict[str, Any]:
+    """精修若干轮，每轮一个温度、一个种子。
+
+    Returns:
+        最后一轮的码本使用情况；口径为精修用的行，编号取自这一轮更新之前的码本。
+    """
+    codes: List[torch.Tensor] = []
+    with bar.task(label, len(temperatures)) as advance:
+        for done, (temperature, seed) in enumerate(zip(temperatures, seeds, strict=True), start=1):
+            codes = refiner.round_(temperature, seed, batch_size)
+            advance(done)
+    counts = [
+        metrics.code_counts(indices.cpu().numpy(), size)
+        for indices, size in zip(codes, rq_vae.config.codebook_sizes, strict=True)
+    ]
+    assert refiner.residual_std is not None
+    return {"reconstruction_loss": float(refiner.residual_std.double().square().mean()), **_usage(counts, rq_vae)}
+
+
+def _usage(counts: Sequence[np.ndarray], rq_vae: ResidualVectorQuantizer) -> Dict[str, Any]:
+    """各层利用率、困惑度、死码字数。"""
+    return {
+        "utilization": [metrics.utilization(count) for count in counts],
+        "perplexity": [metrics.perplexity(count) for count in counts],
+        "dead_codes": [int(quantizer.dead_codes().sum()) for quantizer in rq_vae.quantizers],
+    }
