@@ -26,7 +26,7 @@ from .rq_vae import ResidualVectorQuantizer
 __all__ = ["NOISE", "SHRINK_ROWS", "Refiner"]
 
 SHRINK_ROWS = 1.0  # λ：每个码字额外附上这么多个位于原点的虚拟行
-NOISE = 0.3  # 第一轮噪声的幅度，相对于误差的逐维标准差；之后按 √(剩余轮数比例) 递减
+NOISE = 0.5  # 第一轮噪声的幅度，相对于误差的逐维标准差；之后按 √(剩余轮数比例) 递减
 _SWEEPS = 2  # 每轮把各层轮流重算几遍；两遍已与精确解最小二乘的结果没有差别
 _BLOCK_ROWS = 8192
 
