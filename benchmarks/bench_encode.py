@@ -6,6 +6,9 @@
 「上限」是同一轮里 NumPy 与 torch 整形状 sgemm 中较快的一个（只做乘积，不找最小值）；「÷上限」是各轮比值的中位数。
 「一致」是与 float64 逐层贪心编码完全相同的行的比例；「并列一致」只看特意放进去的近乎并列的行（两个 L1 码字的中点）。
 没装的同类工具会跳过；安装：pip install -e ".[bench]"。
+
+两节可选：`--beams 2 4 16` 量束搜索各宽度相对贪心的时间与误差；`--scaling` 量耗时怎样随 N（1 万到 100 万，由生成器
+造）与 K 增长。后者另需几分钟与 1 GB 内存。
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from algorithm.semantic_id import _search_native  # noqa: E402
-from algorithm.semantic_id.search import nearest, prepare  # noqa: E402
+from algorithm.semantic_id import _search_native, beam  # noqa: E402
+from algorithm.semantic_id.search import PreparedCodebook, nearest, prepare  # noqa: E402
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 NEAR_TIES = 400
@@ -92,7 +95,8 @@ def greedy(step: Callable[[torch.Tensor, int], torch.Tensor], books: list[torch.
     return encode
 
 
-def ours(books: list[torch.Tensor], path: str) -> Encoder:
+def prepared_for(books: list[torch.Tensor], path: str) -> list[PreparedCodebook]:
+    """按点名的搜索路径整理码本。"""
     before = os.environ.get("SEMID_SEARCH")
     os.environ["SEMID_SEARCH"] = path
     try:
@@ -102,6 +106,11 @@ def ours(books: list[torch.Tensor], path: str) -> Encoder:
         if before is not None:
             os.environ["SEMID_SEARCH"] = before
     print(f"semid {path}: {prepared[0].path}", file=sys.stderr)
+    return prepared
+
+
+def ours(books: list[torch.Tensor], path: str) -> Encoder:
+    prepared = prepared_for(books, path)
     return greedy(lambda x, level: nearest(x, prepared[level], num_threads=1), books)
 
 
@@ -125,7 +134,8 @@ def faiss_flat(books: list[torch.Tensor]) -> Encoder:
     return greedy(lambda x, level: torch.from_numpy(indexes[level].search(x.numpy(), 1)[1][:, 0]), books)
 
 
-def faiss_residual(books: list[torch.Tensor]) -> Encoder:
+def faiss_residual(books: list[torch.Tensor], width: int = 1) -> Encoder:
+    """束宽大于 1 时用 faiss 自己的内积表。"""
     faiss = import_faiss()
     bits = [(len(weight) - 1).bit_length() for weight in books]
     if any(1 << b != len(weight) for b, weight in zip(bits, books, strict=True)):
@@ -135,7 +145,10 @@ def faiss_residual(books: list[torch.Tensor]) -> Encoder:
         vector.push_back(b)
     quantizer = faiss.ResidualQuantizer(books[0].shape[1], vector)
     faiss.copy_array_to_vector(torch.cat(books).numpy().ravel(), quantizer.codebooks)
-    quantizer.is_trained, quantizer.max_beam_size = True, 1
+    quantizer.is_trained, quantizer.max_beam_size = True, width
+    if width > 1:
+        quantizer.use_beam_LUT = 1
+        quantizer.compute_codebook_tables()
 
     def encode(x: torch.Tensor) -> torch.Tensor:
         packed = quantizer.compute_codes(x.numpy())
@@ -287,6 +300,89 @@ def measure(x: torch.Tensor, books: list[torch.Tensor], rounds: int, check: int,
     return rows
 
 
+# ---- 束搜索 ----
+
+
+def beam_encoder(books: list[torch.Tensor], width: int, max_bytes: int, path: str = "auto") -> tuple[Encoder, int]:
+    """束搜索的编码函数与内积表占的字节数。"""
+    prepared = prepared_for(books, path)
+    products = beam.InnerProducts(prepared)
+    products.grow_(books, 1 << 40, width, max_bytes)
+    size = sum(4 * table.numel() for table in products.tables if table is not None)
+    return lambda x: beam.search(x, books, prepared, width, products, num_threads=1)[0][:, 0], size
+
+
+def measure_beams(
+    x: torch.Tensor, mean: torch.Tensor, books: list[torch.Tensor], widths: list[int], rounds: int
+) -> list[str]:
+    """各束宽与贪心交错跑，返回报告的一节。"""
+    runners: dict[str, Encoder] = {"semid，贪心": ours(books, "auto")}
+    sizes: dict[str, int] = {}
+    for width in widths:
+        name = f"semid，束宽 {width}"
+        runners[name], sizes[name] = beam_encoder(books, width, 1 << 40)
+    for label, max_bytes, path in (("不建表", 0, "auto"), ("NumPy 后备", 1 << 40, "numpy")):
+        name = f"semid，束宽 {widths[0]}，{label}"
+        runners[name], sizes[name] = beam_encoder(books, widths[0], max_bytes, path)
+    try:
+        for width in (1, *widths):
+            runners[f"faiss ResidualQuantizer，束宽 {width}"] = faiss_residual(books, width)
+    except ImportError as error:
+        print(f"skip faiss: {error}", file=sys.stderr)
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    errors: dict[str, float] = {}
+    deviation = float((x - mean).double().square().sum())
+    for turn in range(rounds):
+        for name, encode in runners.items():
+            start = time.process_time()
+            codes = encode(x)
+            seconds[name].append(time.process_time() - start)
+            if turn == 0:
+                total = sum(weight[codes[:, level]] for level, weight in enumerate(books))
+                errors[name] = float((x - total).double().square().sum()) / deviation
+        print(f"beam round {turn + 1}/{rounds}", file=sys.stderr)
+    lines = [
+        "## 束搜索",
+        "",
+        "| 编码器 | 物品 / CPU 秒 | 时间 ÷ 贪心 | 相对 MSE | 内积表 MiB |",
+        "|---|---|---|---|---|",
+    ]
+    for name in runners:
+        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["semid，贪心"], strict=True))
+        table = f"{sizes[name] / 2**20:,.0f}" if name in sizes else ""
+        rate = len(x) / statistics.median(seconds[name])
+        lines.append(f"| {name} | {rate:,.0f} | {ratio:.2f} | {errors[name]:.4f} | {table} |")
+    return [*lines, ""]
+
+
+# ---- 规模 ----
+
+
+def measure_scaling(books: list[torch.Tensor], seed: int) -> list[str]:
+    """耗时随 N 与 K 怎样增长，返回报告的一节；数据都由生成器造。"""
+    lines = ["## 随规模增长", "", "数据由内置生成器造；每格一次。", ""]
+    lines += ["| N | 物品 / CPU 秒 | 额外内存 MB |", "|---|---|---|"]
+    encode = ours(books, "auto")
+    for count in (10_000, 100_000, 1_000_000):
+        x = load_features(None, count, seed)
+        start = time.process_time()
+        for part in x.split(8192):  # 与 `SemanticIDEncoder.encode` 相同的分块
+            encode(part)
+        spent = time.process_time() - start
+        memory = extra_megabytes(encode, x[:8192])
+        lines.append(f"| {count:,} | {count / spent:,.0f} | {'?' if memory is None else f'{memory:,.0f}'} |")
+        print(f"N = {count}", file=sys.stderr)
+    lines += ["", "| K（单层） | 微秒 / 物品 | 纳秒 / 物品 / 码字 |", "|---|---|---|"]
+    x = load_features(None, 8064, seed)
+    for size in (256, 1024, 4096, 16384, 65536):
+        book = prepare(load_features(None, size, seed + 1))
+        start = time.process_time()
+        nearest(x, book, num_threads=1)
+        spent = (time.process_time() - start) / len(x)
+        lines.append(f"| {size:,} | {1e6 * spent:,.1f} | {1e9 * spent / size:.2f} |")
+    return [*lines, ""]
+
+
 def kernel_names() -> str:
     """BLAS 实际选用的内核；没有 threadpoolctl 就说不知道。"""
     try:
@@ -296,7 +392,7 @@ def kernel_names() -> str:
     return ", ".join(sorted({f"{i['internal_api']} {i.get('architecture') or ''}".strip() for i in threadpool_info()}))
 
 
-def report(args: argparse.Namespace, x: torch.Tensor, rows: list[tuple[str, ...]]) -> str:
+def report(args: argparse.Namespace, x: torch.Tensor, rows: list[tuple[str, ...]], sections: list[str]) -> str:
     features = f" --features {Path(args.features).name}" if args.features else ""
     heads = ("编码器", "物品 / CPU 秒", "÷上限", "一致", "并列一致", "额外内存 MB", "单条 ms")
     lines = [
@@ -307,12 +403,16 @@ def report(args: argparse.Namespace, x: torch.Tensor, rows: list[tuple[str, ...]
         f"- 矩阵乘积内核：{kernel_names()}",
         f"- 数据：{Path(args.features).name if args.features else '内置生成器'}，{len(x)} 行 × {x.shape[1]} 维；"
         f"码本 {'/'.join(map(str, args.sizes))}",
-        f"- 命令：`python benchmarks/bench_encode.py{features} --rows {args.rows} --rounds {args.rounds}`",
+        f"- 命令：`python benchmarks/bench_encode.py{features} --rows {args.rows} --rounds {args.rounds}"
+        + (f" --only '{args.only}'" if args.only else "")
+        + (f" --beams {' '.join(map(str, args.beams))}" if args.beams else "")
+        + (" --scaling`" if args.scaling else "`"),
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
+        *sections,
     ]
     return "\n".join(lines)
 
@@ -334,6 +434,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="交错多少轮")
     parser.add_argument("--check", type=int, default=400, help="拿多少行与 float64 核对")
     parser.add_argument("--only", default="", help="只测名字里含这段文字的")
+    parser.add_argument("--beams", type=int, nargs="+", default=[], help="也量这些束宽，第一个还量不建表时")
+    parser.add_argument("--scaling", action="store_true", help="也量耗时怎样随 N 与 K 增长")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="把表格也写进这个 .md 文件")
     args = parser.parse_args()
@@ -341,7 +443,12 @@ def main() -> None:
     data = load_features(args.features, args.rows + args.train_rows, args.seed)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))
     x, train = data[order[: args.rows]].contiguous(), data[order[args.rows :]].contiguous()
-    text = report(args, x, measure(x, make_codebooks(train, args.sizes), args.rounds, args.check, args.only))
+    books = make_codebooks(train, args.sizes)
+    rows = measure(x, books, args.rounds, args.check, args.only)
+    sections = measure_beams(x, train.mean(0), books, args.beams, args.rounds) if args.beams else []
+    if args.scaling:
+        sections += measure_scaling(books, args.seed)
+    text = report(args, x, rows, sections)
     print(text)
     if args.output:
         Path(args.output).write_text(text, encoding="utf-8")

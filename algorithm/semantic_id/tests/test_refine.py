@@ -83,11 +83,11 @@ def test_better_than_levelwise_kmeans_on_seen_and_unseen_rows():
     z = torch.from_numpy(next(source.blocks(4000)).vectors)
     z = z[torch.randperm(4000, generator=_gen())]
     seen, unseen = z[:3000], z[3000:]
-    rq = _kmeans_model(seen, (16, 32, 64))
+    rq = _kmeans_model(seen, (32, 64, 128))
     before = _error(rq, seen), _error(rq, unseen)
     refiner = Refiner(rq, seen)
-    for done in range(12):
-        refiner.round_((1 - done / 12) ** 0.5, done, 256)
+    for done in range(16):
+        refiner.round_((1 - done / 16) ** 0.5, done, 256)
     after = _error(rq, seen), _error(rq, unseen)
     assert after[0] < 0.98 * before[0]
     assert after[1] < 0.98 * before[1]
