@@ -3,6 +3,8 @@
 #   make test          全部测试
 #   make check         ruff、格式、mypy
 #   make bench-encode  编码速度，与同类工具同场对照
+#   make bench-train   一步训练与 k-means 的速度，与需求草稿、faiss 对照
+#   make bench-core    默认配方的质量与时间，与 faiss 残差 k-means 对照（ARGS="--features x.npy"）
 # 换解释器：make PYTHON=python3.12 test。给命令加参数：make test ARGS="-k codebook"。
 
 PYTHON ?= python3
@@ -13,10 +15,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 # 这些文件变了就重装；pip 只补差额，所以通常几秒
 INPUTS := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard algorithm/semantic_id/*.cpp)
 
-.PHONY: help demo test check bench-encode clean
+.PHONY: help demo test check bench-encode bench-train bench-core clean
 
 help:
-	@sed -n '2,5s/^#   //p' Makefile
+	@sed -n '2,7s/^#   //p' Makefile
 
 demo: $(VENV)/.installed
 	@$(BIN)/semid demo $(ARGS)
@@ -29,8 +31,8 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
-bench-encode: $(VENV)/.installed-bench
-	@$(BIN)/python benchmarks/bench_encode.py $(ARGS)
+bench-encode bench-train bench-core: $(VENV)/.installed-bench
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info algorithm/semantic_id/*.so

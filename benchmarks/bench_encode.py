@@ -308,7 +308,7 @@ def beam_encoder(books: list[torch.Tensor], width: int, max_bytes: int, path: st
     prepared = prepared_for(books, path)
     products = beam.InnerProducts(prepared)
     products.grow_(books, 1 << 40, width, max_bytes)
-    size = sum(4 * table.numel() for table in products.tables if table is not None)
+    size = sum(table.element_size() * table.numel() for table in products.tables if table is not None)
     return lambda x: beam.search(x, books, prepared, width, products, num_threads=1)[0][:, 0], size
 
 

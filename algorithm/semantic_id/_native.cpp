@@ -15,8 +15,10 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__FAST_MATH__) || FLT_EVAL_METHOD != 0
@@ -398,7 +400,9 @@ private:
 
 }  // namespace
 
-SEMID_API int semid_version() { return 1; }
+#include "_native_beam.cpp"
+
+SEMID_API int semid_version() { return 3; }
 
 // 本机可用的最好指令集：0 通用、1 AVX2、2 AVX-512。
 SEMID_API int semid_best_isa() {

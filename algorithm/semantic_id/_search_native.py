@@ -12,19 +12,19 @@ import threading
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable, Sequence
 
 import torch
 
 if TYPE_CHECKING:
     from .search import PreparedCodebook
 
-__all__ = ["available", "pack", "search"]
+__all__ = ["available", "beam_search", "pack", "search"]
 
-_VERSION = 1  # 与 _native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
+_VERSION = 3  # 与 _native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
 _ISAS = ("generic", "avx2", "avx512")  # 下标即 _native.cpp 里的编号
 _TILE_ROWS = (4, 6, 14)  # 各指令集一片瓦片的行数；每段取它的倍数，才没有半空的瓦片
-_CHUNK = 4032  # 一个线程一次最多领的行数，是它们的公倍数
+_CHUNK = 4200  # 一个线程一次最多领的行数，是它们的公倍数；束搜索靠它让几千行轮流用一片内积表
 _WORTH_THREADS = 1 << 25  # 乘加次数低于它（约 1 毫秒）时开线程不划算
 
 
@@ -35,6 +35,27 @@ class _Book(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("panels", "bias", "norm", "panel_norm")),
         *((name, ctypes.c_int64) for name in ("size", "width", "num_panels")),
         *((name, ctypes.c_double) for name in ("top_norm", "limit", "slope", "curve", "eta", "tau")),
+    ]
+
+
+class _BeamLevel(ctypes.Structure):
+    """与 _native_beam.cpp 的 struct BeamLevel 逐字段对应。"""
+
+    _fields_ = [
+        ("book", ctypes.POINTER(_Book)),
+        *((name, ctypes.c_void_p) for name in ("weight", "table", "twin")),
+        ("first", ctypes.c_int64),
+    ]
+
+
+class _Beam(ctypes.Structure):
+    """与 _native_beam.cpp 的 struct Beam 逐字段对应。"""
+
+    _fields_ = [
+        ("levels", ctypes.POINTER(_BeamLevel)),
+        ("gain", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("num_levels", "size", "width")),
+        *((name, ctypes.c_double) for name in ("limit", "slope", "curve", "eta", "tau", "drift", "grain")),
     ]
 
 
@@ -51,6 +72,7 @@ def _library() -> ctypes.CDLL | None:
             library.semid_pack.argtypes = [pointer, pointer, number, number, pointer]
             library.semid_pack.restype = None
             library.semid_nearest.argtypes = [pointer, ctypes.c_int, pointer, number, number, number, pointer]
+            library.semid_beam.argtypes = [pointer, ctypes.c_int, pointer, number, pointer, pointer]
             return library
         warnings.warn(f"{path.name} is stale and ignored; rebuild: python setup.py build_ext --inplace", stacklevel=2)
     return None
@@ -74,24 +96,67 @@ def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor, threads: 
     """`x` (B, H) 的最近码字写进 `out` (B,)。"""
     library = _library()
     assert library is not None
-    count, (step, hop), isa = x.shape[0], x.stride(), _ISAS.index(book.path)
+    (step, hop), isa, native = x.stride(), _ISAS.index(book.path), _native_book(book)
+
+    def part(start: int, rows: int) -> int:
+        source, target = x.data_ptr() + 4 * step * start, out.data_ptr() + 8 * start
+        return library.semid_nearest(ctypes.byref(native), isa, source, step, hop, rows, target)
+
+    _in_threads(part, x.shape[0], _TILE_ROWS[isa], threads, book.size * book.width)
+
+
+def beam_search(
+    z: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    books: Sequence[PreparedCodebook],
+    tables: Sequence[torch.Tensor | None],
+    gain: torch.Tensor,
+    bound: Sequence[float],
+    codes: torch.Tensor,
+    errors: torch.Tensor,
+    threads: int,
+) -> None:
+    """`z` (B, H) 连续的路径与误差写进 `codes` (B, M, L) 与 `errors` (B, M)；空位不写。"""
+    library = _library()
+    assert library is not None
+    size, levels, isa = codes.shape[1], len(books), _ISAS.index(books[0].path)
+    natives = [_native_book(book) for book in books]
+    weights = [weight.contiguous() for weight in weights]
+    array, first = (_BeamLevel * levels)(), 0
+    for level, (book, weight, table) in enumerate(zip(books, weights, tables, strict=True)):
+        pointers = (weight.data_ptr(), None if table is None else table.data_ptr(), book.twin.data_ptr())
+        array[level] = _BeamLevel(ctypes.pointer(natives[level]), *pointers, first)
+        first += book.size
+    native = _Beam(array, gain.data_ptr(), levels, size, z.shape[1], *bound)
+
+    def part(start: int, rows: int) -> int:
+        source = z.data_ptr() + 4 * z.shape[1] * start
+        path, error = codes.data_ptr() + 8 * size * levels * start, errors.data_ptr() + 8 * size * start
+        return library.semid_beam(ctypes.byref(native), isa, source, rows, path, error)
+
+    _in_threads(part, z.shape[0], _TILE_ROWS[isa], threads, first * z.shape[1])
+
+
+def _native_book(book: PreparedCodebook) -> _Book:
+    """整理好的码本 → 内核认识的结构；指针指向 book 的张量，用完之前 book 不能释放。"""
     data = (book.table, book.bias, book.norm, book.panel_norm)
-    native = _Book(
-        *(t.data_ptr() for t in data), book.size, book.width, book.panel_norm.shape[0], book.top_norm, *book.bound
-    )
-    if count * book.size * book.width < _WORTH_THREADS:
+    panels = book.panel_norm.shape[0]
+    return _Book(*(t.data_ptr() for t in data), book.size, book.width, panels, book.top_norm, *book.bound)
+
+
+def _in_threads(part: Callable[[int, int], int], count: int, unit: int, threads: int, work_per_row: int) -> None:
+    """`count` 行分段交给几个线程：`part(start, rows)` 做一段，返回非 0 表示内存不足。"""
+    if count * work_per_row < _WORTH_THREADS:
         threads = 1
-    unit = _TILE_ROWS[isa]
-    chunk = min(_CHUNK, -(-count // (threads * unit)) * unit)
+    pieces = -(-max(count, 1) // (_CHUNK * threads)) * threads  # 各线程段数相同，段长也相近
+    chunk = -(-count // (pieces * unit)) * unit
     starts, failed = itertools.count(0, chunk or 1), []
 
     def work() -> None:
         for start in starts:
             if start >= count:
                 return
-            rows = min(chunk, count - start)
-            source, target = x.data_ptr() + 4 * step * start, out.data_ptr() + 8 * start
-            if library.semid_nearest(ctypes.byref(native), isa, source, step, hop, rows, target):
+            if part(start, min(chunk, count - start)):
                 failed.append(start)
 
     helpers = [threading.Thread(target=work) for _ in range(min(threads, -(-count // (chunk or 1))) - 1)]

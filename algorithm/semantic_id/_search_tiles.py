@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from .search import PreparedCodebook
 
-__all__ = ["search"]
+__all__ = ["distance", "full_precision", "search"]
 
 _GROUP = 32  # K' 是它的倍数
 _TILE = 1024  # T；与 n = 1024 一起使得分占 8 MB
@@ -32,7 +32,7 @@ def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor) -> None:
     # 两个大缓冲区由各块轮流用：每块重新申请，缺页中断会吃掉一成时间
     scores = torch.empty(height * rows, device=x.device)
     x1 = torch.empty((book.width + 1) * rows, device=x.device)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), _full_precision(x.device):
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_precision(x.device):
         for start in range(0, x.shape[0], rows):
             n = min(rows, x.shape[0] - start)
             buffers = scores[: height * n].view(height, n), x1[: (book.width + 1) * n].view(-1, n)
@@ -40,7 +40,7 @@ def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """搜索期间一律用真正的 float32：TF32 与 bfloat16 的乘积不满足误差界。只在用户改过设置时才动它。"""
     owner: Any = getattr(torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn, "matmul", None)
     if hasattr(owner, "fp32_precision"):  # torch ≥ 2.9；旧接口在用户混用新接口时会报错
@@ -137,7 +137,7 @@ def _settle(
     row, code = row[several], code[several]
     if row.numel():
         parts = zip(row.split(_PAIRS), code.split(_PAIRS), strict=True)
-        far = torch.cat([_distance(x[r], book.table[c, :-1]) for r, c in parts])  # (m,)
+        far = torch.cat([distance(x[r], book.table[c, :-1]) for r, c in parts])  # (m,)
         least = far.new_full((n,), torch.inf).scatter_reduce(0, row, far, "amin")  # (n,)
         win = far == least[row]
         first = torch.full_like(out, book.size).scatter_reduce(0, row[win], code[win], "amin")
@@ -156,7 +156,7 @@ def _brute_force(x: torch.Tensor, book: PreparedCodebook) -> torch.Tensor:
     out = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     for start in range(0, book.size, _PAIRS):
         stop = min(start + _PAIRS, book.size)
-        far = _distance(x[:, None], book.table[None, start:stop, :-1])  # (r, T)
+        far = distance(x[:, None], book.table[None, start:stop, :-1])  # (r, T)
         near = far.amin(1)
         index = torch.arange(start, stop, device=x.device)
         first = torch.where(far == near[:, None], index, stop - 1).amin(1)  # 并列取最低编号
@@ -165,7 +165,7 @@ def _brute_force(x: torch.Tensor, book: PreparedCodebook) -> torch.Tensor:
     return out
 
 
-def _distance(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+def distance(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     """定义里的距离，(…, H) 可广播；逐元素运算不会被融合成 FMA，求和次序写死，所以逐位可重现。"""
     gap = x.double() - c.double()
     square = torch.nn.functional.pad(gap.mul_(gap), (0, -gap.shape[-1] % 16))

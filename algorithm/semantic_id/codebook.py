@@ -88,6 +88,7 @@ class VectorQuantizer(nn.Module):
         """
         return search.nearest(x, self.prepared())
 
+    @search.untraced
     def prepared(self) -> search.PreparedCodebook:
         """为搜索整理好的当前码本；权重没变就用上次的。"""
         weight = self.embedding.weight

@@ -10,9 +10,10 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Dict, Tuple
 
-__all__ = ["SemanticIDConfig", "TrainerConfig"]
+__all__ = ["MAX_BEAM_SIZE", "SemanticIDConfig", "TrainerConfig"]
 
 _DEFAULT_NUM_CODEBOOKS = 3
+MAX_BEAM_SIZE = 1024  # 一行的候选路径全在内存里；更宽只会更慢，误差早已不降
 
 
 @dataclass
@@ -27,6 +28,8 @@ class SemanticIDConfig:
         ema_decay: EMA 衰减率，[0, 1)。
         epsilon: EMA 计数的下限，> 0：一个码字的有效样本数低于它时，分母不再变小，避免除出天文数字。
         hidden_dim: 特征网络隐层宽度，≥ 1。网络是残差结构、输出层为零，所以起点严格等于恒等映射。
+        beam_size: 编码时每层保留几条路径，[1, 1024]。1 是逐层取最近码字（贪心）；更大的束误差更低、编码更慢。
+            它决定 ID，所以随模型保存，也在指纹里；旧模型没有这个字段，按 1 读。
     """
 
     embedding_dim: int = 256
@@ -36,6 +39,7 @@ class SemanticIDConfig:
     ema_decay: float = 0.99
     epsilon: float = 1e-5
     hidden_dim: int = 512
+    beam_size: int = 1
 
     def resolved(self) -> SemanticIDConfig:
         """校验并返回规范化的副本（层数补齐、列表转元组）。
@@ -58,6 +62,9 @@ class SemanticIDConfig:
                     f"drop num_codebooks (it follows codebook_sizes) or give {levels} sizes"
                 )
             levels = len(sizes)
+        beam_size = check_int("beam_size", self.beam_size, 1)
+        if beam_size > MAX_BEAM_SIZE:
+            raise ValueError(f"beam_size={beam_size} is out of range; use an int in [1, {MAX_BEAM_SIZE}]")
         return replace(
             self,
             embedding_dim=check_int("embedding_dim", self.embedding_dim, 1),
@@ -67,6 +74,7 @@ class SemanticIDConfig:
             ema_decay=check_float("ema_decay", self.ema_decay, 0.0, 1.0, open_top=True),
             epsilon=check_float("epsilon", self.epsilon, 0.0, 1.0, open_bottom=True),
             hidden_dim=check_int("hidden_dim", self.hidden_dim, 1),
+            beam_size=beam_size,
         )
 
     def to_dict(self) -> Dict[str, Any]:
@@ -109,7 +117,7 @@ class TrainerConfig:
     batch_size: int = 1024
     learning_rate: float = 1e-3
     init: str = "kmeans"
-    kmeans_iterations: int = 12
+    kmeans_iterations: int = 5
     seed: int = 0
     holdout_rate: float = 0.05
     max_train_rows: int | None = None

@@ -92,7 +92,7 @@ class SemanticIDEncoder(
         config: 结构参数，None 为默认（256 维，1024/4096/16384）；在此校验并复制。
 
     Attributes:
-        rq_vae: 残差量化器，已注入特征网络。
+        rq_vae: 残差量化器，已注入特征网络；束搜索的内存上限在 `rq_vae.beam_table_bytes`。
         feature_mean: (D,) 训练行的均值，`relative_mse` 以它为中心；未训练时为 0。
         training_figures: 训练时测得的数字，随模型保存，写进模型卡。
 
@@ -141,6 +141,26 @@ class SemanticIDEncoder(
             ValueError: 形状不对、为空，或含 NaN/Inf（指出第一个坏行）。
         """
         return self.rq_vae.encode(features)
+
+    def encode_candidates(self, features: torch.Tensor, num_candidates: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        """每个物品的几条候选语义 ID 与误差，例如在 ID 冲突时另选一条。
+
+        束宽取 `num_candidates` 与 `config.beam_size` 中较大的一个，所以 `num_candidates` 不大于 `beam_size` 时，
+        第一条就是 `encode` 的结果；`num_candidates` 不小于 `beam_size` 时，候选里一定有贪心路径（逐层取最近码字）。
+
+        Args:
+            features: (B, D) 浮点特征，与模型在同一设备。
+            num_candidates: 要几条，M，[1, 1024]；结果占 B · M · 8(L + 1) 字节，大批请自行分块。
+
+        Returns:
+            codes: (B, M, L) int64，每行互不相同，按（误差，编号字典序）递增；码本太小凑不满 M 条时，余下的填 −1。
+            errors: (B, M) float64，隐空间里的误差 ‖z − Σ q‖²（特征单位的平方，没有过解码网络）；余下的填 inf。
+
+        Raises:
+            TypeError: features 不是实浮点张量，或 num_candidates 不是整数。
+            ValueError: 形状不对、为空、含 NaN/Inf，或 num_candidates 越界。
+        """
+        return self.rq_vae.encode_candidates(features, num_candidates)
 
     def decode(
         self,

@@ -22,18 +22,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import sys
+from typing import Any, Callable, TypeVar, cast
 
 import numpy as np
 import torch
 
 from . import _search_native, _search_tiles
 
-__all__ = ["PreparedCodebook", "nearest", "prepare"]
+__all__ = ["PreparedCodebook", "nearest", "prepare", "untraced"]
 
 _PATHS = ("auto", "avx512", "avx2", "generic", "numpy", "torch")
 _PANEL = 32  # 码字按它补齐；填充与重复的码字偏置是 −inf，永远不会被提名
 _LIMIT = 1e18  # 范数超过它时 float32 的乘积可能溢出，这样的行直接按定义裁决
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def untraced(function: _Function) -> _Function:
+    """让 torch.compile 不去追踪这个函数，效果同 `torch.compiler.disable`。
+
+    后者在装饰时就导入 torch._dynamo，每条命令都要白等一秒多；这里推迟到别人导入它之后的第一次调用。
+    """
+    hidden: list[Any] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:  # 没有导入它，就不可能正在编译
+            return function(*args, **kwargs)
+        if not hidden:
+            hidden.append(torch.compiler.disable(function))
+            with contextlib.suppress(ImportError):  # 没有它只是多几次断图
+                from torch._dynamo.decorators import skip
+
+                skip(call)  # `call` 自己这一帧也不必追踪
+        return hidden[0](*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # Dynamo 认这个标记，在调用处断图
+    return cast(_Function, call)
 
 
 class PreparedCodebook:
@@ -46,6 +76,8 @@ class PreparedCodebook:
         table: 码字。编译路径是面板 (P, H, 32)；其余是 (K', H+1)，每行 [c | 偏置]，偏置随乘积一起加。
         bias: (K',) −‖c‖²/2，重复的码字与填充是 −inf。
         norm: (K',) ‖c‖ 的上界；`panel_norm` (P,) 与 `top_norm` 是它的最大值。
+        twin: (K',) bool，重复的码字（不含编号最低的那个）与填充。
+        revision: 整理过几次；由它派生的东西（束搜索的内积表）据此知道自己过期了。
         bound: 误差界的系数 (范数上限, γ, 0.6γ, η, τ)，见文件开头。
     """
 
@@ -59,6 +91,8 @@ class PreparedCodebook:
         self.norm = weight.new_zeros(padded)  # (K',)
         self.panel_norm = weight.new_zeros(padded // _PANEL)  # (P,)
         self.top_norm = 0.0
+        self.twin = torch.ones(padded, dtype=torch.bool, device=weight.device)  # (K',)
+        self.revision = 0
         m = width + 8
         gamma = 1.001 * m * 2.0**-24 / (1 - m * 2.0**-24)
         self.bound = (_LIMIT, gamma, 0.6 * gamma, (width + 16) * 2.0**-53, m * 2.0**-124)
@@ -67,7 +101,7 @@ class PreparedCodebook:
         self._sample = _sample_of(weight).clone()
         self._source = (0, 0)
 
-    @torch.compiler.disable
+    @untraced
     def refresh_(self, weight: torch.Tensor, rows: torch.Tensor) -> None:
         """码本的 `rows` 行变了：只重新整理这些行，其余向量级的量整体重算（O(K)，很便宜）。
 
@@ -86,7 +120,7 @@ class PreparedCodebook:
                 self._pack(weight, part)
             self._finish(weight)
 
-    @torch.compiler.disable
+    @untraced
     def is_current(self, weight: torch.Tensor) -> bool:
         """整理之后 `weight` 是否没变过：看地址、版本号，再抽两列核对（`.data` 的改动不涨版本号）。"""
         weight = weight.detach()
@@ -109,8 +143,10 @@ class PreparedCodebook:
 
     def _finish(self, weight: torch.Tensor) -> None:
         """由逐行的量得出偏置：重复的码字只留编号最低的一个，其余偏置 −inf。"""
+        self.revision += 1
+        self.twin[: self.size] = _twins(self._keys, weight)
         torch.neg(self._half, out=self.bias)
-        self.bias[: self.size][_twins(self._keys, weight)] = float("-inf")
+        self.bias.masked_fill_(self.twin, float("-inf"))
         if self.table.ndim == 2:
             self.table[:, -1] = self.bias
         torch.amax(self.norm.view(-1, _PANEL), 1, out=self.panel_norm)
@@ -118,7 +154,7 @@ class PreparedCodebook:
         self._source = _source_of(weight)
 
 
-@torch.compiler.disable
+@untraced
 def prepare(weight: torch.Tensor) -> PreparedCodebook:
     """整理码本供 `nearest` 反复使用。
 
@@ -138,7 +174,7 @@ def prepare(weight: torch.Tensor) -> PreparedCodebook:
     return book
 
 
-@torch.compiler.disable
+@untraced
 def nearest(x: torch.Tensor, codebook: PreparedCodebook, *, num_threads: int | None = None) -> torch.Tensor:
     """每行的最近码字，定义见文件开头。
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from algorithm.semantic_id import _search_native
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, _search_native
 from algorithm.semantic_id.search import nearest, prepare
 
 PATHS = ("numpy", "torch", *_search_native.available())
@@ -325,6 +328,28 @@ def test_inside_torch_compile(path, crowd):
     book = prepare(weight)
     compiled = torch.compile(lambda rows: nearest(rows * 1.0, book) + 1, backend="eager")
     assert torch.equal(compiled(x[:600]), truth + 1)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_compiled_encoder_gives_the_same_ids(beam_size):
+    encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=16, codebook_sizes=(8, 20), beam_size=beam_size)).eval()
+    encoder.rq_vae.encoder.weight_out.data.normal_(0, 0.1)
+    x = gaussian(60, 16)
+    want = encoder.encode(x * 1.0)
+    compiled = torch.compile(lambda rows: encoder.encode(rows * 1.0))
+    try:
+        got = compiled(x)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        pytest.skip(f"inductor is unavailable: {error}")
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_importing_search_does_not_import_the_compiler():
+    """torch._dynamo 要一秒多；`torch.compiler.disable` 一装饰就会导入它。"""
+    code = "import sys, algorithm.semantic_id.rq_vae; print('torch._dynamo' in sys.modules)"
+    root = Path(_search_native.__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert result.stdout.strip() == "False", result.stderr
 
 
 def test_inference_mode(path, crowd):
