@@ -21,6 +21,7 @@ from algorithm.semantic_id import (
 )
 
 # ---- 需求原文的用例，逐字不动 ----
+# fmt: off
 
 
 def test_semantic_id_encoder():
@@ -50,6 +51,7 @@ def test_semantic_id_encoder():
     print("All tests passed!")
 
 
+# fmt: on
 # ---- 小模型 ----
 
 SMALL = SemanticIDConfig(embedding_dim=8, codebook_sizes=(4, 6, 10), hidden_dim=16)
