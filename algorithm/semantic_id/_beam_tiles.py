@@ -169,7 +169,8 @@ class _Scorer:
         """从第 `start` 个码字起一片的得分 (n·w, 32, G)；下一次调用会覆盖它。"""
         part = self._book.table[start : start + TILE]  # (T, H+1)
         if self._book.path == "numpy":  # NumPy 的 BLAS 在 CPU 上快得多
-            product = torch.from_numpy(np.matmul(self._x1.numpy(), part.numpy().T))  # (n 或 n·w, T)
+            with np.errstate(over="ignore", invalid="ignore"):  # 大到溢出的行另按定义比较，不必警告
+                product = torch.from_numpy(np.matmul(self._x1.numpy(), part.numpy().T))  # (n 或 n·w, T)
         else:
             product = self._x1 @ part.T
         if self._table is None:

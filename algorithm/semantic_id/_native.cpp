@@ -26,6 +26,9 @@
 #endif
 #if defined(__x86_64__) && defined(__GNUC__)
 #define SEMID_X86 1
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 对自己的 intrinsics 头文件误报
+#endif
 #include <immintrin.h>
 #endif
 #ifdef _WIN32

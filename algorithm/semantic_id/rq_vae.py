@@ -36,7 +36,7 @@ class ResidualVectorQuantizer(nn.Module):
 
     Attributes:
         beam_table_bytes: 束搜索的内积表至多占多少内存；只影响速度，不决定 ID，所以不在配置里。默认 512 MiB 放得下
-            默认规模的 336 MiB；设为 0 则不建表，束宽 4 的编码从约 1.5 倍贪心的时间变成约 3.9 倍。
+            默认规模的 168 MiB；设为 0 则不建表，束宽 4 的编码从约 1.5 倍贪心的时间变成约 3.9 倍。
 
     Raises:
         TypeError, ValueError: 配置不合法。
