@@ -64,7 +64,7 @@ class _ResidualMLP(nn.Module):
         return not bool(self.weight_out.detach().any())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, D) float32 → (B, D) float32。"""
+        """过网络：(B, D) float32 → (B, D) float32；恒等且不求梯度时原样返回。"""
         if not torch.is_grad_enabled() and self.is_identity():
             return x
         hidden = torch.relu(exact_linear(x / self.unit, self.weight_in) + self.bias_in)  # (B, M)
