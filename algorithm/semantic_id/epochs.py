@@ -84,7 +84,7 @@ def gradient_epoch(
                 count += np.bincount(indices.cpu().numpy(), minlength=len(count))
             seen += len(batch)
             advance(seen)
-    return {**{name: total / seen for name, total in totals.items()}, **_usage(counts, rq_vae)}
+    return {**{name: total / seen for name, total in totals.items()}, **_usage(counts)}
 
 
 def refine_epoch(
@@ -111,13 +111,13 @@ def refine_epoch(
         for indices, size in zip(codes, rq_vae.config.codebook_sizes, strict=True)
     ]
     assert refiner.residual_std is not None
-    return {"reconstruction_loss": float(refiner.residual_std.double().square().mean()), **_usage(counts, rq_vae)}
+    return {"reconstruction_loss": float(refiner.residual_std.double().square().mean()), **_usage(counts)}
 
 
-def _usage(counts: Sequence[np.ndarray], rq_vae: ResidualVectorQuantizer) -> Dict[str, Any]:
-    """各层利用率、困惑度、死码字数。"""
+def _usage(counts: Sequence[np.ndarray]) -> Dict[str, Any]:
+    """各层利用率、困惑度、死码字数（这一遍里一次也没有命中的）。"""
     return {
         "utilization": [metrics.utilization(count) for count in counts],
         "perplexity": [metrics.perplexity(count) for count in counts],
-        "dead_codes": [int(quantizer.dead_codes().sum()) for quantizer in rq_vae.quantizers],
+        "dead_codes": [int((count == 0).sum()) for count in counts],
     }

@@ -227,6 +227,8 @@ def test_metrics_per_epoch(tmp_path):
     for row in rows[1:]:
         for name in ("utilization", "perplexity", "dead_codes", "holdout_level_mse"):
             assert len(row[name]) == 2
+        for dead, used, size in zip(row["dead_codes"], row["utilization"], (8, 16), strict=True):
+            assert dead == round((1 - used) * size)
     assert rows[-1]["total_loss"] == pytest.approx(rows[-1]["reconstruction_loss"] + 0.25 * rows[-1]["commitment_loss"])
     assert rows[-1]["holdout_level_mse"][0] > rows[-1]["holdout_level_mse"][1]
     assert 0 < rows[4]["reconstruction_loss"] < rows[4]["holdout_mse"]
