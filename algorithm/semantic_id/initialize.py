@@ -42,7 +42,6 @@ def initialize_(encoder: SemanticIDEncoder, rows: TrainingRows, config: TrainerC
     for network in (rq_vae.encoder, rq_vae.decoder):
         network.reset_(generator)
         network.unit.fill_(2.0 ** math.frexp(rows.typical_size)[1])
-    encoder.feature_mean.copy_(torch.from_numpy(rows.mean))
     notes: List[str] = []
     if config.init == "uniform":
         for quantizer in rq_vae.quantizers:

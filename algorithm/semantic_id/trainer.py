@@ -155,7 +155,7 @@ class _Run:
         self.encoder, self.rows, self.config, self.num_epochs = encoder, rows, config, num_epochs
         self.folder, self.bar = folder, bar
         self.device = encoder.feature_mean.device
-        self.judge_rows = rows.holdout if len(rows.holdout) else rows.sample()[: rows.block_rows]
+        self.judge_rows = rows.holdout if len(rows.holdout) else rows.sample()
         self.epoch = 0
         self.notes: List[str] = []
         self.history: List[Dict[str, Any]] = []
@@ -182,6 +182,8 @@ class _Run:
         fresh = reinit or not bool(self.encoder.rq_vae.initialized)
         if fresh:
             self.notes += initialize_(self.encoder, self.rows, self.config, self.bar)
+        # 接着训练也更新：报告的 relative_mse 与模型里存的均值须是同一个
+        self.encoder.feature_mean.copy_(torch.from_numpy(self.rows.mean))
         rq_vae = self.encoder.rq_vae
         has_network = not (rq_vae.encoder.is_identity() and rq_vae.decoder.is_identity())
         self.phases = plan_phases(self.num_epochs, self.config.init, has_network=has_network, fresh=fresh)

@@ -71,11 +71,20 @@ class TrainingRows:
         held[self._rng(_HOLDOUT_STREAM).choice(num_rows, num_holdout, replace=False)] = True
 
         self._path: Path | None = None
+        created: List[Path] = []
         if self.num_train_rows > self.block_rows:
             folder = folder if folder is not None else Path(tempfile.mkdtemp())
+            created = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / "rows.f32"
-        self._collect(source, held, on_rows)
+        try:
+            self._collect(source, held, on_rows)
+        except BaseException:  # 坏行或磁盘满：半份转存没有用，留着还会被当成没训练完的断点
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
+            for path in created:
+                path.rmdir()
+            raise
 
     def _rng(self, *stream: int) -> np.random.Generator:
         """每种用途一条独立的随机流，互不影响。"""
@@ -151,10 +160,6 @@ class TrainingRows:
             for start in range(0, stop, batch_size):
                 yield torch.from_numpy(block[order[start : min(start + batch_size, stop)]])
             left = block[order[stop:]]
-
-    def num_batches(self, batch_size: int) -> int:
-        """一遍的批数。"""
-        return math.ceil(self.num_train_rows / batch_size)
 
     def sample(self) -> torch.Tensor:
         """k-means 与最后的测量用的行：不超过一块，多则均匀抽样，(S, D) float32 新内存。"""

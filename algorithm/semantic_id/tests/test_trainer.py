@@ -71,7 +71,6 @@ def test_rows_on_disk_give_valid_training(monkeypatch, tmp_path):
     assert rows.block_rows == 200
     epoch = [b.clone() for b in rows.batches(3, 70)]
     assert [len(b) for b in epoch] == [70] * 12 + [60]
-    assert rows.num_batches(70) == 13
     seen = torch.cat(epoch)[:, 0]
     held = rows.holdout[:, 0]
     assert sorted(torch.cat([seen, held]).tolist()) == list(range(1000))
@@ -271,6 +270,17 @@ def test_second_call_goes_on_and_reinit_starts_over():
     assert torch.equal(encoder.get_codebook_embeddings(1), learned)
 
 
+def test_going_on_with_other_data_moves_the_training_mean():
+    """`relative_mse` 以最近一次训练的均值为中心；模型里存的与报告的数字必须是同一个均值。"""
+    encoder, _ = trained(data(), epochs=1)
+    other = data(seed=5) + np.float32(2.0)
+    _, figures = trained(other, epochs=0, encoder=encoder)
+    assert figures["num_holdout_rows"] == 50
+    torch.testing.assert_close(encoder.feature_mean, torch.from_numpy(other).mean(0), atol=0.2, rtol=0)
+    kept = TrainingRows(open_vectors(other), FAST).mean
+    torch.testing.assert_close(encoder.feature_mean, torch.from_numpy(kept).float())
+
+
 def test_reloaded_encoder_remembers_that_it_was_initialised(tmp_path):
     encoder, _ = trained(data(), epochs=1, output_dir=tmp_path)
     again = SemanticIDEncoder.from_pretrained(tmp_path)
@@ -335,7 +345,12 @@ def test_bad_arguments(change, error, text):
         train_codebook(**{**arguments, **change})
 
 
-def test_bad_row_is_found_before_anything_is_written(tmp_path):
+@pytest.mark.parametrize("block_rows", [100_000, 200])
+def test_bad_row_is_found_before_anything_is_written(tmp_path, monkeypatch, block_rows):
+    """块放得下与放不下（先转存到磁盘）都一样：半份转存也不留下。"""
+    monkeypatch.setattr(training_rows, "_CHUNK_ROWS", 64)
+    monkeypatch.setattr(training_rows, "_READ_ROWS", 100)
+    monkeypatch.setattr(training_rows, "_BLOCK_BYTES", block_rows * 8 * 4)
     x = data()
     x[777, 3] = np.nan
     encoder = SemanticIDEncoder(CONFIG)
