@@ -1,0 +1,116 @@
+"""质量对照：相对误差、冲突、均匀、语义、时间，同类工具与我们并排，同样的训练行、同样的码本大小。
+
+    python benchmarks/bench_quality.py --datasets beauty --seeds 11 --tools faiss-rkm,faiss-rq
+    python benchmarks/bench_quality.py --report --hardware zen5-2core      # 只由缓存写表
+
+每一格（数据、码本大小、种子、工具）在自己的子进程里跑，单线程，训练的 CPU 秒有上限（默认 1800，超了记为
+not finished），结果留在 benchmarks/cache/quality/，被打断后重跑同一条命令就接着来。我们自己的格子默认不跑：挑配方用
+`--inner`（只在训练行里再切 85 / 15），最后一张表才加 `--final`，未见的行只读那一次。
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from quality import row as rows
+from quality.data import DATASETS, ROOT
+from quality.tools import TOOLS
+
+CPU_LIMIT = 1800
+DEFAULT_DATASETS = ("beauty", "beauty_title", "wordnet")
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def default_data_folder() -> Path:
+    """仓库旁边的 shared/data；从仓库里的 shared/ 也找。"""
+    found = [path for path in (ROOT.parent / "shared" / "data", ROOT / "shared" / "data") if path.is_dir()]
+    return found[0] if found else ROOT.parent / "shared" / "data"
+
+
+def cells_of(args: argparse.Namespace) -> list[rows.Cell]:
+    """按参数选出的格子，数据 → 码本大小 → 种子 → 工具。"""
+    chosen = []
+    for name in args.datasets:
+        dataset = DATASETS[name]
+        for sizes in args.shapes or dataset.shapes:
+            for seed in args.seeds or dataset.seeds:
+                chosen += [rows.Cell(name, sizes, seed, tool, args.inner) for tool in args.tools]
+    return chosen
+
+
+def why_not(cell: rows.Cell, args: argparse.Namespace) -> str | None:
+    """跳过一格的理由；可以跑为 None。"""
+    tool, missing = TOOLS[cell.tool], DATASETS[cell.dataset].missing(args.data_folder)
+    if missing is not None:
+        return f"{missing} is not under the data folder; give --data-folder"
+    if reason := tool.limits(cell.dataset, cell.sizes):
+        return reason
+    if tool.ours and not (cell.inner or args.final):
+        return "our own rows read the unseen items: use --inner to choose recipes, --final for the last table"
+    if tool.version() is None:
+        return f"{tool.package} is not installed"
+    return None
+
+
+def parse_args() -> argparse.Namespace:
+    def names(known: dict) -> object:
+        def parse(text: str) -> list[str]:
+            wanted = text.split(",")
+            if unknown := [name for name in wanted if name not in known]:
+                raise argparse.ArgumentTypeError(f"unknown name {unknown[0]!r}; known: {', '.join(known)}")
+            return wanted
+
+        return parse
+
+    def shapes(text: str) -> list[tuple[int, ...]]:
+        return [tuple(int(k) for k in shape.split("/")) for shape in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", type=names(DATASETS), default=list(DEFAULT_DATASETS), help=", ".join(DATASETS))
+    parser.add_argument("--shapes", type=shapes, help="如 256/256/256,1024/1024/1024；默认每份数据自己的")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="如 11,12,13")
+    peers = [name for name, tool in TOOLS.items() if not tool.ours]
+    parser.add_argument("--tools", type=names(TOOLS), default=peers, help=f"默认全部同类；可选 {', '.join(TOOLS)}")
+    parser.add_argument("--data-folder", type=Path, default=default_data_folder(), help="内有 wordnet/ 与 beauty/")
+    parser.add_argument("--cache", type=Path, default=ROOT / "benchmarks" / "cache" / "quality")
+    parser.add_argument("--cpu-limit", type=int, default=CPU_LIMIT, help="一格训练的 CPU 秒上限")
+    parser.add_argument("--inner", action="store_true", help="只在训练行里再切 85 / 15，不碰未见的行")
+    parser.add_argument("--final", action="store_true", help="允许我们自己的工具读未见的行：只为最后一张表")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    for cell in cells_of(args):
+        if reason := why_not(cell, args):
+            say(f"skip {cell.label}: {reason}")
+            continue
+        folder = rows.folder_of(cell, args.data_folder, args.cache)
+        row = rows.read_row(folder)
+        if rows.is_done(row, args.cpu_limit):
+            say(f"cached {cell.label}: {row['status']}")
+            continue
+        say(f"run {cell.label}")
+        row = rows.run(cell, args.data_folder, args.cache, args.cpu_limit)
+        say(f"  {row['status']} {summary(row)}")
+
+
+def summary(row: dict) -> str:
+    """一行进度：训练秒数与各读法的相对误差。"""
+    if row["status"] != "finished":
+        return row.get("error", f"within {row['cpu_limit']} CPU s")
+    texts = [f"{row['train_cpu_s']:.0f} CPU s, peak {row['peak_bytes'] / 2**20:.0f} MB"]
+    for name, reading in row["readings"].items():
+        pairs = [f"{reading['squared_error'][side] / row['deviation'][side]:.4f}" for side in ("train", "unseen")]
+        texts.append(f"{name} {' / '.join(pairs)}")
+    return "; ".join(texts)
+
+
+if __name__ == "__main__":
+    main()
