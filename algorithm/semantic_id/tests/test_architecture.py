@@ -27,6 +27,8 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "config": ("", ""),
     "checks": ("", "torch"),
     "metrics": ("", "numpy"),
+    "neighbours": ("", "numpy"),
+    "metrics_meaning": ("metrics neighbours", "numpy"),
     "verdicts": ("", ""),
     "progress": ("", "rich"),
     "exact_linear": ("", "torch"),
