@@ -11,6 +11,9 @@ not finished），结果留在 benchmarks/cache/quality/，被打断后重跑同
 from __future__ import annotations
 
 import argparse
+import datetime
+import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -76,17 +79,40 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--shapes", type=shapes, help="如 256/256/256,1024/1024/1024；默认每份数据自己的")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="如 11,12,13")
     peers = [name for name, tool in TOOLS.items() if not tool.ours]
-    parser.add_argument("--tools", type=names(TOOLS), default=peers, help=f"默认全部同类；可选 {', '.join(TOOLS)}")
+    parser.add_argument("--tools", type=names(TOOLS), help=f"默认全部同类（写表时连我们的）；可选 {', '.join(TOOLS)}")
     parser.add_argument("--data-folder", type=Path, default=default_data_folder(), help="内有 wordnet/ 与 beauty/")
     parser.add_argument("--cache", type=Path, default=ROOT / "benchmarks" / "cache" / "quality")
     parser.add_argument("--cpu-limit", type=int, default=CPU_LIMIT, help="一格训练的 CPU 秒上限")
     parser.add_argument("--inner", action="store_true", help="只在训练行里再切 85 / 15，不碰未见的行")
     parser.add_argument("--final", action="store_true", help="允许我们自己的工具读未见的行：只为最后一张表")
-    return parser.parse_args()
+    parser.add_argument("--report", action="store_true", help="不训练，只由缓存写表")
+    parser.add_argument("--hardware", default=f"{platform.machine()}-{os.cpu_count()}core", help="硬件名，进文件名")
+    parser.add_argument("--output", type=Path, help="默认 benchmarks/results/quality_<硬件>_<日期>.md")
+    args = parser.parse_args()
+    args.data_folder, args.cache = args.data_folder.resolve(), args.cache.resolve()
+    if args.tools is None:
+        args.tools = list(TOOLS) if args.report else peers
+    return args
+
+
+def report(args: argparse.Namespace) -> None:
+    from quality import report as reports
+
+    name = f"quality{'_inner' if args.inner else ''}_{args.hardware}_{datetime.date.today()}.md"
+    output = args.output or ROOT / "benchmarks" / "results" / name
+    # 结果里不写本机路径：带路径的选项不抄
+    words = [word for word in sys.argv[1:] if "/" not in word or word.replace("/", "").replace(",", "").isdigit()]
+    hidden = ("--data-folder", "--cache", "--output")
+    command = " ".join(["python benchmarks/bench_quality.py", *(word for word in words if word not in hidden)])
+    reports.write(cells_of(args), args.data_folder, args.cache, output, args.hardware, command)
+    say(f"wrote {output.name}")
 
 
 def main() -> None:
     args = parse_args()
+    if args.report:
+        report(args)
+        return
     for cell in cells_of(args):
         if reason := why_not(cell, args):
             say(f"skip {cell.label}: {reason}")

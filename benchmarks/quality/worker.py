@@ -24,7 +24,8 @@ ENCODE_SECONDS = 1800  # 训练之后的编码另有时限，免得一家的编�
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG：父进程被杀，这里也不留
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG：父进程被杀，这里也不留
     cell, folder = job["cell"], Path(job["folder"])
     dataset, tool, sizes = DATASETS[cell["dataset"]], TOOLS[cell["tool"]], tuple(cell["sizes"])
     vectors = dataset.load(Path(job["data_folder"]))
