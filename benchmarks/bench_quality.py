@@ -41,6 +41,9 @@ def cells_of(args: argparse.Namespace) -> list[rows.Cell]:
     chosen = []
     for name in args.datasets:
         dataset = DATASETS[name]
+        if missing := dataset.missing(args.data_folder):
+            say(f"skip {name}: {missing} is not under the data folder; give --data-folder")
+            continue
         for sizes in args.shapes or dataset.shapes:
             for seed in args.seeds or dataset.seeds:
                 chosen += [rows.Cell(name, sizes, seed, tool, args.inner) for tool in args.tools]
@@ -49,9 +52,7 @@ def cells_of(args: argparse.Namespace) -> list[rows.Cell]:
 
 def why_not(cell: rows.Cell, args: argparse.Namespace) -> str | None:
     """跳过一格的理由；可以跑为 None。"""
-    tool, missing = TOOLS[cell.tool], DATASETS[cell.dataset].missing(args.data_folder)
-    if missing is not None:
-        return f"{missing} is not under the data folder; give --data-folder"
+    tool = TOOLS[cell.tool]
     if reason := tool.limits(cell.dataset, cell.sizes):
         return reason
     if tool.ours and not (cell.inner or args.final):

@@ -11,7 +11,6 @@ from typing import Any, Callable, Sequence
 
 from quality import columns
 from quality import row as rows
-from quality.data import DATASETS
 from quality.tools import TOOLS
 
 # 列名 → 说明；表里的次序
@@ -117,8 +116,6 @@ def write(cells: list[rows.Cell], data_folder: Path, cache: Path, output: Path, 
     """收集缓存里有的格子，写出 output；返回全文。"""
     sheets: dict[tuple[str, tuple[int, ...]], Sheet] = {}
     for cell_ in cells:
-        if DATASETS[cell_.dataset].missing(data_folder) is not None:
-            continue
         folder = rows.folder_of(cell_, data_folder, cache)
         row = rows.read_row(folder)
         if row is not None:
@@ -131,13 +128,14 @@ def write(cells: list[rows.Cell], data_folder: Path, cache: Path, output: Path, 
     for sheet in sheets.values():
         versions.update(sheet.versions)
     seen = {tool for sheet in sheets.values() for tool in [*(tool for tool, _ in sheet.values), *sheet.trouble]}
-    inner = ["- **内部划分：只在训练行里再切 85 / 15，「unseen」是训练行的后 15%**"] if cells[0].inner else []
+    inner_split = any(cell_.inner for cell_ in cells)
+    inner = ["- **内部划分：只在训练行里再切 85 / 15，「unseen」是训练行的后 15%**"] if inner_split else []
     machine = f"{hardware}（{platform.machine()}，{os.cpu_count()} 核），一个线程"
     notes = NOTES.format(queries=columns.MAX_QUERIES)
     settings = [f"- `{name}`：{TOOLS[name].settings}" for name in TOOLS if name in seen]
     text = "\n".join(
         [
-            "# 质量总表" + ("（内部划分）" if cells[0].inner else ""),
+            "# 质量总表" + ("（内部划分）" if inner_split else ""),
             "",
             f"- 日期：{datetime.date.today()}；硬件：{machine}",
             *inner,

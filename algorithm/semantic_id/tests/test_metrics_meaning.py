@@ -78,9 +78,9 @@ def test_neighbours_agree_with_brute_force_where_ties_abound(monkeypatch):
 
 
 def test_neighbours_far_from_the_origin_are_still_exact():
-    # 内积公式在这里只剩几位有效数字：1e7 处的平方是 1e14，而距离是 1
-    x = np.array([0.0, 1.0, 2.5, 4.5, 7.0])[:, None] + 1e7
-    assert neighbours.exact_neighbours(x, 2).tolist() == brute_neighbours(x - 1e7, 2).tolist()
+    # 内积公式在这里分不清远近：1e7 处的平方是 1e14，float64 的间隔 0.016，而相邻两行的距离平方不到 0.01
+    x = np.random.default_rng(5).permutation(np.cumsum(np.linspace(0.01, 0.09, 40)))[:, None] + 1e7
+    assert neighbours.exact_neighbours(x, 3).tolist() == brute_neighbours(x - 1e7, 3).tolist()
 
 
 def test_neighbour_share_and_chance_by_hand():
