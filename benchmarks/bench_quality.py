@@ -1,11 +1,15 @@
 """质量对照：相对误差、冲突、均匀、语义、时间，同类工具与我们并排，同样的训练行、同样的码本大小。
 
     python benchmarks/bench_quality.py --datasets beauty --seeds 11 --tools faiss-rkm,faiss-rq
+    python benchmarks/bench_quality.py --datasets beauty --inner --tools semid-fast,semid-default
     python benchmarks/bench_quality.py --report --hardware zen5-2core      # 只由缓存写表
 
 每一格（数据、码本大小、种子、工具）在自己的子进程里跑，单线程，训练的 CPU 秒有上限（默认 1800，超了记为
 not finished），结果留在 benchmarks/cache/quality/，被打断后重跑同一条命令就接着来。我们自己的格子默认不跑：挑配方用
 `--inner`（只在训练行里再切 85 / 15），最后一张表才加 `--final`，未见的行只读那一次。
+
+同类工具：pip install -e ".[bench]"；rectokens 声明依赖 triton，而 CPU 上用不到它，所以单独装：
+pip install --no-deps rectokens。没装的工具跳过，各说一行。
 """
 
 from __future__ import annotations
