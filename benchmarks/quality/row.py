@@ -92,7 +92,11 @@ def run(cell: Cell, data_folder: Path, cache: Path, cpu_limit: int) -> dict[str,
     paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
     environment = {**os.environ, **THREADS, **tool.environment, "PYTHONPATH": paths}
     child = subprocess.run(
-        [sys.executable, "-m", "quality.worker", json.dumps(job)], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "quality.worker", json.dumps(job)],
+        env=environment,
+        stdout=subprocess.DEVNULL,  # 有的工具每个 epoch 都要说话
+        stderr=subprocess.PIPE,
+        text=True,
     )
     (part / "stderr.txt").write_text(child.stderr[-20_000:], encoding="utf-8")
     row: dict[str, Any] = {"key": key_of(cell, data_folder), "cpu_limit": cpu_limit}

@@ -158,12 +158,20 @@ def sid_rqkmeans(train: np.ndarray, sizes: tuple[int, ...], seed: int, settings:
 
 
 def sid_rqvae(train: np.ndarray, sizes: tuple[int, ...], seed: int, settings: dict[str, Any]) -> dict[str, Reading]:
-    """RQVAE 的默认：64 维隐向量，100 个 epoch，AdamW 1e-4。"""
+    """RQVAE 的默认：64 维隐向量，100 个 epoch，AdamW 1e-4。
+
+    `fit` 结束时取回「冲突率最低的 epoch」的权重，而默认（verbose=False）下冲突率恒为 0，取回的总是第一个 epoch；
+    verbose=True 时冲突率真的去量，最低的往往也是什么都没学的头几个 epoch。`keep="last"` 让它留下最后一个 epoch 的权重，
+    这是它真正学到的东西，用户却拿不到。
+    """
     import torch
     from semantic_id import RQVAE
 
     torch.manual_seed(seed)
-    model = RQVAE(in_dim=train.shape[1], num_emb_list=list(sizes), **settings)
+    model = RQVAE(in_dim=train.shape[1], num_emb_list=list(sizes), verbose=settings["keep"] == "last")
+    if settings["keep"] == "last":
+        epochs = iter(range(model.epochs))
+        model._compute_collision_rate = lambda codes: -float(next(epochs))  # 每个 epoch 都算「最好」
     model.fit(train)
 
     def read(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -298,9 +306,8 @@ TOOLS = {
         Tool("faiss-rq-refine", "faiss-cpu", "faiss", faiss_rq, {"train_type": RQ_REFINED}, _beauty_only),
         Tool("faiss-lsq", "faiss-cpu", "faiss", faiss_lsq, {}, _equal_sizes_only),
         Tool("semantic-id-rqkmeans", "semantic-id", "semantic_id", sid_rqkmeans),
-        # 默认 verbose=False 时，fit 结束会取回第一个 epoch 的权重；verbose=True 才按冲突率挑，所以两种都跑
-        Tool("semantic-id-rqvae-default", "semantic-id", "semantic_id", sid_rqvae, {}, _beauty_only),
-        Tool("semantic-id-rqvae", "semantic-id", "semantic_id", sid_rqvae, {"verbose": True}),
+        Tool("semantic-id-rqvae", "semantic-id", "semantic_id", sid_rqvae, {"keep": "its own choice"}, _beauty_only),
+        Tool("semantic-id-rqvae-last", "semantic-id", "semantic_id", sid_rqvae, {"keep": "last"}),
         Tool("vqp-residual", "vector-quantize-pytorch", "vector_quantize_pytorch", vqp_residual, VQP),
         Tool(
             "rectokens-rqvae",
