@@ -117,7 +117,8 @@ def faiss_rq(train: np.ndarray, sizes: tuple[int, ...], seed: int, settings: dic
     def reading(width: int) -> Reading:
         def read(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             model.max_beam_size = width
-            packed = model.compute_codes(x)
+            # 一次交进去就是行数 × 束宽 × K 的 float32：十万行、束宽 5、K = 16384 要 33 GB
+            packed = np.concatenate([model.compute_codes(x[i : i + 1024]) for i in range(0, len(x), 1024)])
             return faiss.unpack_bitstrings(packed, widths).astype(np.int64), model.decode(packed)
 
         return read
