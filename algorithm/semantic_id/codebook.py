@@ -20,7 +20,7 @@ from torch import nn
 from . import search
 from .checks import check_features
 
-__all__ = ["DEAD_AFTER_EXPECTED_HITS", "VectorQuantizer"]
+__all__ = ["DEAD_AFTER_EXPECTED_HITS", "REVIVE_STEP", "VectorQuantizer"]
 
 # 一个码字在「均匀使用时本应被命中 10 次」的行数里一次也没被命中，就算死码字。阈值按期望命中数给出，
 # 与批大小和码本大小无关：L3 在 B = 256 时每步期望命中仅 0.016 次，固定「20 步没用就重置」会误杀 73% 的健康码字；
@@ -32,7 +32,7 @@ _REVIVE_ROWS_RATE = 0.25
 
 # 复活的码字放在「原码字 → 抽中残差」连线的这个位置。直接放在残差上（1.0）时，高维里它离别的行都太远，只抢得到
 # 那一行，大簇照旧：20,000 行、128/512/2048 的实测，困惑度 39/80/281；放在 0.1–0.3 处则把大簇一分为二，121/475/1700
-_REVIVE_STEP = 0.2
+REVIVE_STEP = 0.2
 
 
 class VectorQuantizer(nn.Module):
@@ -189,7 +189,7 @@ class VectorQuantizer(nn.Module):
         dead = dead[:count]
         share = len(x) / self.num_embeddings  # 均匀使用时的稳态 EMA 计数，让复活者与健康者同样灵活
         parent = self.embedding.weight[indices[rows]]  # (m, H)
-        codewords = torch.lerp(parent, x[rows], _REVIVE_STEP)
+        codewords = torch.lerp(parent, x[rows], REVIVE_STEP)
         self.embedding.weight[dead] = codewords
         self.ema_cluster_size[dead] = share
         self.ema_w[dead] = codewords * share

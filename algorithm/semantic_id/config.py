@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, NamedTuple, Tuple
 
-__all__ = ["MAX_BEAM_SIZE", "SemanticIDConfig", "TrainerConfig"]
+__all__ = ["EFFORTS", "MAX_BEAM_SIZE", "Effort", "SemanticIDConfig", "TrainerConfig"]
 
 _DEFAULT_NUM_CODEBOOKS = 3
 MAX_BEAM_SIZE = 1024  # 一行的候选路径全在内存里；更宽只会更慢，误差早已不降
@@ -29,7 +29,9 @@ class SemanticIDConfig:
         epsilon: EMA 计数的下限，> 0：一个码字的有效样本数低于它时，分母不再变小，避免除出天文数字。
         hidden_dim: 特征网络隐层宽度，≥ 1。网络是残差结构、输出层为零，所以起点严格等于恒等映射。
         beam_size: 编码时每层保留几条路径，[1, 1024]。1 是逐层取最近码字（贪心）；更大的束误差更低、编码更慢。
-            它决定 ID，所以随模型保存，也在指纹里；旧模型没有这个字段，按 1 读。
+            它决定 ID，所以随模型保存，也在指纹里；旧模型没有这个字段，按 1 读。训练配方会定下它，见 `TrainerConfig`。
+        latent_dim: 隐向量宽度 H，[1, embedding_dim]；None 为 H = D，即需求的形状。给出时特征先投影到训练行的前 H 个
+            主成分：768 维以上的输入因此不必为低方差的方向付搜索的时间与码本的内存。
     """
 
     embedding_dim: int = 256
@@ -40,6 +42,12 @@ class SemanticIDConfig:
     epsilon: float = 1e-5
     hidden_dim: int = 512
     beam_size: int = 1
+    latent_dim: int | None = None
+
+    @property
+    def width(self) -> int:
+        """隐向量宽度 H，也是码字的宽度。"""
+        return self.embedding_dim if self.latent_dim is None else self.latent_dim
 
     def resolved(self) -> SemanticIDConfig:
         """校验并返回规范化的副本（层数补齐、列表转元组）。
@@ -62,25 +70,35 @@ class SemanticIDConfig:
                     f"drop num_codebooks (it follows codebook_sizes) or give {levels} sizes"
                 )
             levels = len(sizes)
-        beam_size = check_int("beam_size", self.beam_size, 1)
-        if beam_size > MAX_BEAM_SIZE:
-            raise ValueError(f"beam_size={beam_size} is out of range; use an int in [1, {MAX_BEAM_SIZE}]")
+        embedding_dim = check_int("embedding_dim", self.embedding_dim, 1)
+        latent_dim = None if self.latent_dim is None else check_int("latent_dim", self.latent_dim, 1)
+        if latent_dim is not None and latent_dim > embedding_dim:
+            raise ValueError(
+                f"latent_dim={latent_dim} is wider than embedding_dim={embedding_dim}; "
+                f"use an int in [1, {embedding_dim}], or None for no projection"
+            )
         return replace(
             self,
-            embedding_dim=check_int("embedding_dim", self.embedding_dim, 1),
+            embedding_dim=embedding_dim,
             num_codebooks=levels,
             codebook_sizes=sizes,
             commitment_cost=check_float("commitment_cost", self.commitment_cost, 0.0, math.inf),
             ema_decay=check_float("ema_decay", self.ema_decay, 0.0, 1.0, open_top=True),
             epsilon=check_float("epsilon", self.epsilon, 0.0, 1.0, open_bottom=True),
             hidden_dim=check_int("hidden_dim", self.hidden_dim, 1),
-            beam_size=beam_size,
+            beam_size=check_beam_size(self.beam_size),
+            latent_dim=latent_dim,
         )
 
     def to_dict(self) -> Dict[str, Any]:
-        """转成可写入 JSON 的字典（元组写成列表）。"""
+        """转成可写入 JSON 的字典（元组写成列表）。
+
+        后来加的字段取默认值时不写：加它之前存下的模型因此仍是原来的指纹，已发布的物品表认得它。
+        """
         out = asdict(self)
         out["codebook_sizes"] = list(self.codebook_sizes)
+        if self.latent_dim is None:
+            del out["latent_dim"]
         return out
 
     @classmethod
@@ -100,11 +118,36 @@ class SemanticIDConfig:
         return cls(**values).resolved()
 
 
+class Effort(NamedTuple):
+    """一档力气：精修几轮、编码用多宽的束、要不要试特征网络。数字的来历见 docs/decisions/0006。
+
+    Attributes:
+        min_rounds: 每个精修 epoch 至少几轮，再大的数据也要这么多。
+        max_rounds: 每个精修 epoch 至多几轮；数据小、一轮便宜时用到它。
+        beam_size: 训练好的模型用多宽的束编码。
+        network: 最后是否试特征网络。
+    """
+
+    min_rounds: int
+    max_rounds: int
+    beam_size: int
+    network: bool
+
+
+EFFORTS = {
+    "fast": Effort(min_rounds=1, max_rounds=4, beam_size=1, network=False),
+    "default": Effort(min_rounds=3, max_rounds=16, beam_size=4, network=True),
+    "max": Effort(min_rounds=8, max_rounds=48, beam_size=8, network=True),
+}
+
+
 @dataclass(frozen=True)
 class TrainerConfig:
     """一次训练的参数；默认值无需调整即可用于一万到上亿物品。
 
     Attributes:
+        effort: 唯一的力气旋钮，`"fast"`、`"default"` 或 `"max"`：精修的轮数、编码的束宽、要不要试特征网络。
+        beam_size: 训练好的模型用多宽的束编码；None 由 `effort` 决定（1、4、8），模型配置里已经大于 1 的保持不变。
         batch_size: 每步行数 B，≥ 1。
         learning_rate: Adam 学习率，> 0，只作用于特征网络（码本由 EMA 更新）。
         init: `"kmeans"`（逐层残差 k-means++ 与 Lloyd）或 `"uniform"`（需求里的 ±1/K）。
@@ -114,6 +157,8 @@ class TrainerConfig:
         max_train_rows: 最多用多少行训练（含留出行）；None 为全部。抽样由 seed 决定并写入记录。
     """
 
+    effort: str = "default"
+    beam_size: int | None = None
     batch_size: int = 1024
     learning_rate: float = 1e-3
     init: str = "kmeans"
@@ -124,6 +169,10 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """冻结的 dataclass 没有「之后再改」的问题，所以构造时就校验。"""
+        if self.effort not in EFFORTS:
+            raise ValueError(f"effort={self.effort!r} is not supported; use one of {', '.join(map(repr, EFFORTS))}")
+        if self.beam_size is not None:
+            check_beam_size(self.beam_size)
         check_int("batch_size", self.batch_size, 1)
         check_float("learning_rate", self.learning_rate, 0.0, math.inf, open_bottom=True)
         if self.init not in ("kmeans", "uniform"):
@@ -148,6 +197,14 @@ def check_int(name: str, value: Any, low: int) -> int:
     if number < low:
         raise ValueError(f"{name}={number} is out of range; use an int >= {low}")
     return number
+
+
+def check_beam_size(value: Any) -> int:
+    """束宽的门。"""
+    beam_size = check_int("beam_size", value, 1)
+    if beam_size > MAX_BEAM_SIZE:
+        raise ValueError(f"beam_size={beam_size} is out of range; use an int in [1, {MAX_BEAM_SIZE}]")
+    return beam_size
 
 
 def check_float(

@@ -1,6 +1,6 @@
 """特征网络与对外的编码器。
 
-形状字母：B 批大小，D 特征维度，M 网络隐层宽度（`hidden_dim`），L 层数，K_l 码本大小。
+形状字母：B 批大小，D 特征维度，H 隐向量宽度，M 网络隐层宽度（`hidden_dim`），L 层数，K_l 码本大小。
 
 `SemanticIDEncoder` 是用户面对的门面：实现 `SemanticIDEncoderInterface`，能存能取，能推到 Hugging Face Hub。
 它把特征网络注入 `rq_vae`，所以需求里的训练循环 `encoder.rq_vae(batch)["total_loss"].backward()` 真的有参数可学
@@ -21,7 +21,7 @@ from algorithm.interfaces import SemanticIDEncoderInterface
 
 from . import checkpoint
 from .checks import check_level
-from .config import SemanticIDConfig
+from .config import SemanticIDConfig, check_beam_size
 from .exact_linear import exact_linear
 from .model_card import model_card
 from .rq_vae import ResidualVectorQuantizer
@@ -29,12 +29,12 @@ from .rq_vae import ResidualVectorQuantizer
 __all__ = ["FeatureDecoder", "FeatureEncoder", "SemanticIDEncoder"]
 
 
-class _ResidualMLP(nn.Module):
-    """x + s · W₂ᵀ relu(W₁ᵀ x/s + b₁)：残差两层网络，起点严格等于恒等映射。
+class _FeatureNetwork(nn.Module):
+    """P(x) + s · W₂ᵀ relu(W₁ᵀ x/s + b₁)：线性投影加残差两层网络，起点严格等于投影；宽度不变时投影就是恒等。
 
-    W₂ 从零开始，所以未训练时输出就是输入，解码就是码字之和；梯度先流进 W₂，再流进 W₁。
+    W₂ 从零开始，所以未训练时输出就是 P(x)，解码就是码字之和；梯度先流进 W₂，再流进 W₁。
     激活用 relu：它没有舍入，与 `exact_linear` 一起保证同一行在任何批里、任何设备上逐位相同。
-    没有输出偏置：整体平移由 L1 码本吸收。
+    没有输出偏置：整体平移由 L1 码本吸收。投影由训练器按主成分设定、不参与求导，宽度不变时根本没有它。
 
     Attributes:
         unit: 标量 buffer，2 的幂，特征的典型大小。网络只看 x / unit，因此特征整体乘 2 的幂，
@@ -42,41 +42,52 @@ class _ResidualMLP(nn.Module):
     """
 
     unit: torch.Tensor
+    projection: torch.Tensor
+    shift: torch.Tensor
 
-    def __init__(self, dim: int, hidden_dim: int):
+    def __init__(self, dim_in: int, dim_out: int, hidden_dim: int):
         super().__init__()
-        self.weight_in = nn.Parameter(torch.empty(dim, hidden_dim))  # (D, M)
+        self.weight_in = nn.Parameter(torch.empty(dim_in, hidden_dim))  # (D, M)
         self.bias_in = nn.Parameter(torch.zeros(hidden_dim))  # (M,)
-        self.weight_out = nn.Parameter(torch.zeros(hidden_dim, dim))  # (M, D)
+        self.weight_out = nn.Parameter(torch.zeros(hidden_dim, dim_out))  # (M, H)
         self.register_buffer("unit", torch.ones(()))
+        self.projects = dim_in != dim_out
+        if self.projects:  # 未训练时取单位阵的一角：截断或补零
+            self.register_buffer("projection", torch.eye(dim_in, dim_out))  # (D, H)
+            self.register_buffer("shift", torch.zeros(dim_out))  # (H,)
         self.reset_()
 
     @torch.no_grad()
     def reset_(self, generator: torch.Generator | None = None) -> None:
-        """回到恒等映射；W₁ 按 1/√D 重新抽取。"""
+        """残差部分回到零；W₁ 按 1/√D 重新抽取。"""
         bound = 1 / math.sqrt(self.weight_in.shape[0])
         self.weight_in.copy_(torch.empty(self.weight_in.shape).uniform_(-bound, bound, generator=generator))
         self.bias_in.zero_()
         self.weight_out.zero_()
 
     def is_identity(self) -> bool:
-        """输出层全零时为真。"""
+        """残差部分为零时为真（输出层全零）。"""
         return not bool(self.weight_out.detach().any())
 
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        """残差之外的部分：投影，或 x 自己。"""
+        return exact_linear(x, self.projection) + self.shift if self.projects else x
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """过网络：(B, D) float32 → (B, D) float32；恒等且不求梯度时原样返回。"""
+        """过网络：(B, D) float32 → (B, H) float32；恒等且不求梯度时原样返回。"""
+        out = self.base(x)
         if not torch.is_grad_enabled() and self.is_identity():
-            return x
+            return out
         hidden = torch.relu(exact_linear(x / self.unit, self.weight_in) + self.bias_in)  # (B, M)
-        return x + exact_linear(hidden, self.weight_out) * self.unit
+        return out + exact_linear(hidden, self.weight_out) * self.unit
 
 
-class FeatureEncoder(_ResidualMLP):
-    """特征编码网络：(B, D) 特征 → (B, H) 隐向量，H = D。"""
+class FeatureEncoder(_FeatureNetwork):
+    """特征编码网络：(B, D) 特征 → (B, H) 隐向量。"""
 
 
-class FeatureDecoder(_ResidualMLP):
-    """特征解码网络：(B, H) 码字之和 → (B, D) 重建特征，H = D。"""
+class FeatureDecoder(_FeatureNetwork):
+    """特征解码网络：(B, H) 码字之和 → (B, D) 重建特征。"""
 
 
 class SemanticIDEncoder(
@@ -110,8 +121,10 @@ class SemanticIDEncoder(
         if config is not None and not isinstance(config, SemanticIDConfig):
             raise TypeError(f"config must be a SemanticIDConfig, got {type(config).__name__}")
         self.config = (config if config is not None else SemanticIDConfig()).resolved()
-        dim, hidden = self.config.embedding_dim, self.config.hidden_dim
-        self.rq_vae = ResidualVectorQuantizer(self.config, FeatureEncoder(dim, hidden), FeatureDecoder(dim, hidden))
+        dim, width, hidden = self.config.embedding_dim, self.config.width, self.config.hidden_dim
+        self.rq_vae = ResidualVectorQuantizer(
+            self.config, FeatureEncoder(dim, width, hidden), FeatureDecoder(width, dim, hidden)
+        )
         self.register_buffer("feature_mean", torch.zeros(dim))  # (D,)
         self.training_figures: Dict[str, Any] = {}
 
@@ -212,6 +225,18 @@ class SemanticIDEncoder(
         if not isinstance(codes, torch.Tensor) or codes.ndim != 2:
             raise ValueError(f"codes must be a tensor of shape (B, {self.config.num_codebooks})")
         return self.rq_vae.decode(*codes.unbind(1))
+
+    def set_beam_size_(self, beam_size: int) -> None:
+        """换一个束宽。它决定 ID：已经发布过 ID 的模型不要再改。
+
+        Args:
+            beam_size: [1, 1024]；1 是逐层取最近码字。
+
+        Raises:
+            TypeError: 不是整数。
+            ValueError: 越界。
+        """
+        self.config.beam_size = self.rq_vae.config.beam_size = check_beam_size(beam_size)
 
     def fingerprint(self) -> str:
         """决定 ID 的一切（配置与权重）的 SHA-256，64 位十六进制。"""

@@ -9,38 +9,54 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List, Sequence
+import math
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence
 
 import numpy as np
 import torch
 
 from . import metrics
+from .config import Effort, SemanticIDConfig
 from .progress import Progress
 from .refine import Refiner
 from .rq_vae import ResidualVectorQuantizer
 
-__all__ = ["gradient_epoch", "plan_phases", "refine_epoch"]
+__all__ = ["Round", "gradient_epoch", "plan_phases", "refine_epoch", "rounds_per_epoch"]
 
 _NETWORK_SHARE = 5  # 最后五分之一的 epoch 给特征网络
+_EPOCH_WORK = 2e11  # 一个精修 epoch 值得花的乘加数，约几秒；一轮就超过它时跑 effort 的下限
 
 
-def plan_phases(num_epochs: int, init: str, *, has_network: bool, fresh: bool) -> List[str]:
+def plan_phases(num_epochs: int, init: str, *, has_network: bool, fresh: bool, network: bool = True) -> List[str]:
     """每个 epoch 做什么。
 
     Args:
         num_epochs: 总数。
         init: `"kmeans"` 或 `"uniform"`。
-        has_network: 特征网络已经不是恒等映射（接着训练时）；精修假定恒等，所以只继续训练网络。
+        has_network: 特征网络已经训练过（接着训练时）；精修不看解码网络，所以只继续训练网络。
         fresh: 这次刚刚初始化。
+        network: 最后要不要留几个 epoch 给特征网络。
 
     Returns:
         长度为 num_epochs 的列表，元素为 `"ema"`、`"refine"`、`"network"`。
     """
     if has_network:
         return ["network"] * num_epochs
-    network = num_epochs // _NETWORK_SHARE
+    last = num_epochs // _NETWORK_SHARE if network else 0
     ema = num_epochs // 2 if fresh and init == "uniform" else 0
-    return ["ema"] * ema + ["refine"] * (num_epochs - ema - network) + ["network"] * network
+    return ["ema"] * ema + ["refine"] * (num_epochs - ema - last) + ["network"] * last
+
+
+def rounds_per_epoch(effort: Effort, num_rows: int, model_config: SemanticIDConfig) -> int:
+    """一个精修 epoch 跑几轮：数据小、一轮便宜，就多跑几轮；轮数越多误差越低（docs/log.md）。
+
+    Args:
+        effort: 哪一档力气，定出上下限。
+        num_rows: 一轮用多少行。
+        model_config: 码本大小与宽度。
+    """
+    work = num_rows * sum(model_config.codebook_sizes) * model_config.width  # 一轮编码的乘加数
+    return min(effort.max_rounds, max(effort.min_rounds, int(_EPOCH_WORK // work)))
 
 
 def gradient_epoch(
@@ -87,24 +103,51 @@ def gradient_epoch(
     return {**{name: total / seen for name, total in totals.items()}, **_usage(counts)}
 
 
+class Round(NamedTuple):
+    """精修的一轮。
+
+    Attributes:
+        number: 从 0 起，整次训练里的第几轮；决定用哪些行。
+        seed: 噪声的种子。
+        progress: [0, 1)，之前已完成的比例；温度与对旧码字的信任由它定。
+    """
+
+    number: int
+    seed: int
+    progress: float
+
+
 def refine_epoch(
     refiner: Refiner,
     rq_vae: ResidualVectorQuantizer,
-    temperatures: Sequence[float],
-    seeds: Sequence[int],
+    rounds: Sequence[Round],
+    latents: Callable[[int], torch.Tensor],
     batch_size: int,
     bar: Progress,
     label: str,
+    *,
+    rotating: bool,
 ) -> Dict[str, Any]:
-    """精修若干轮，每轮一个温度、一个种子。
+    """精修若干轮。
+
+    Args:
+        refiner: 精修器。
+        rq_vae: 就地修改。
+        rounds: 依次跑的各轮。
+        latents: 第几轮 → (S, H) 隐向量。
+        batch_size: 之后 EMA 训练的批大小。
+        bar: 进度条。
+        label: 进度条上的字。
+        rotating: 各轮的行是否不同（数据超过一块）；是则越往后越信任旧码字，等于对许多批取平均。
 
     Returns:
-        最后一轮的码本使用情况；口径为精修用的行，编号取自这一轮更新之前的码本。
+        最后一轮的码本使用情况；口径为这一轮的行，编号取自这一轮更新之前的码本。
     """
     codes: List[torch.Tensor] = []
-    with bar.task(label, len(temperatures)) as advance:
-        for done, (temperature, seed) in enumerate(zip(temperatures, seeds, strict=True), start=1):
-            codes = refiner.round_(temperature, seed, batch_size)
+    with bar.task(label, len(rounds)) as advance:
+        for done, (number, seed, progress) in enumerate(rounds, start=1):
+            temperature, trust = math.sqrt(1 - progress), progress if rotating else 0.0
+            codes = refiner.round_(latents(number), temperature, seed, batch_size, trust=trust)
             advance(done)
     counts = [
         metrics.code_counts(indices.cpu().numpy(), size)

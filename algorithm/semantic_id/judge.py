@@ -39,8 +39,9 @@ def judge(encoder: SemanticIDEncoder, rows: torch.Tensor, mean: np.ndarray) -> D
     for start in range(0, len(rows), _BLOCK_ROWS):
         x = rows[start : start + _BLOCK_ROWS].to(encoder.feature_mean.device)
         block = []
-        total = torch.zeros_like(x)
-        for level, (_, residual, indices, codewords) in enumerate(rq_vae.residuals(rq_vae.encoder(x))):
+        z = rq_vae.encoder(x)  # (B, H)
+        total = torch.zeros_like(z)
+        for level, (_, residual, indices, codewords) in enumerate(rq_vae.residuals(z)):
             block.append(indices)
             total += codewords
             level_error[level] += float((residual - codewords).double().square().sum())
@@ -53,7 +54,7 @@ def judge(encoder: SemanticIDEncoder, rows: torch.Tensor, mean: np.ndarray) -> D
         "mse": error / rows.numel(),
         "relative_mse": metrics.relative_mse(error, deviation),
         "collision_rate": metrics.collision_rate(table),
-        "level_mse": [float(e) / rows.numel() for e in level_error],
+        "level_mse": [float(e) / (len(rows) * encoder.config.width) for e in level_error],
         "utilization": [metrics.utilization(c) for c in counts],
         "perplexity": [metrics.perplexity(c) for c in counts],
         "gini": [metrics.gini(c) for c in counts],

@@ -1,6 +1,6 @@
 """残差量化：逐层取残差、逐层查码本，一次 straight-through，给出损失。
 
-形状字母：B 批大小，D 特征维度，H 隐向量宽度（H = D），L 层数，K_l 第 l 层码本大小。
+形状字母：B 批大小，D 特征维度，H 隐向量宽度，L 层数，K_l 第 l 层码本大小。
 
     x (B, D) ─encoder→ z (B, H)；r_1 = z，q_l = 最近码字(r_l)，r_{l+1} = r_l − q_l；Σ q_l ─decoder→ x̂ (B, D)
 
@@ -58,7 +58,7 @@ class ResidualVectorQuantizer(nn.Module):
         self.encoder = encoder if encoder is not None else nn.Identity()
         self.decoder = decoder if decoder is not None else nn.Identity()
         self.quantizers = nn.ModuleList(  # type: ignore[assignment]
-            VectorQuantizer(size, self.config.embedding_dim, self.config.ema_decay, self.config.epsilon)
+            VectorQuantizer(size, self.config.width, self.config.ema_decay, self.config.epsilon)
             for size in self.config.codebook_sizes
         )
         # 依赖数据的初始化只做一次；写成 buffer，重新加载之后也记得
@@ -70,13 +70,17 @@ class ResidualVectorQuantizer(nn.Module):
         """复制与序列化时丢掉内积表：它可以随时由权重重建。"""
         return {**self.__dict__, "_products": None}
 
-    def residuals(self, z: torch.Tensor) -> Iterator[Tuple[VectorQuantizer, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def residuals(
+        self, z: torch.Tensor, beam_size: int | None = None
+    ) -> Iterator[Tuple[VectorQuantizer, torch.Tensor, torch.Tensor, torch.Tensor]]:
         """逐层产出 (量化器, 残差 (B, H), 编号 (B,), 码字 (B, H))；forward、encode 与训练器共用的唯一一处残差运算。
 
         束搜索要看完所有层才定得下每层的编号，所以先找编号；残差仍在这里逐层相减，与贪心同一段代码。
+        `beam_size` 为 None 时取配置里的束宽。
         """
         residual = z
-        codes = self._paths(z, self.config.beam_size)[0][:, 0] if self.config.beam_size > 1 else None  # (B, L)
+        beam_size = self.config.beam_size if beam_size is None else beam_size
+        codes = self._paths(z, beam_size)[0][:, 0] if beam_size > 1 else None  # (B, L)
         for level, quantizer in enumerate(self.quantizers):
             indices = quantizer.lookup(residual) if codes is None else codes[:, level]
             codewords = quantizer.embedding(indices)
@@ -104,6 +108,12 @@ class ResidualVectorQuantizer(nn.Module):
             block = x[start : start + _ENCODE_ROWS].float()
             check_finite_rows(block, "features", row_offset=start)
             blocks.append([indices for _, _, indices, _ in self.residuals(self._latent(block))])
+        return tuple(torch.cat(level) for level in zip(*blocks, strict=True))
+
+    @torch.no_grad()
+    def encode_latent(self, z: torch.Tensor, beam_size: int) -> Tuple[torch.Tensor, ...]:
+        """(N, H) 隐向量 → L 个 (N,) 编号，束宽由调用者定；训练器用，z 已检查过。"""
+        blocks = [[indices for _, _, indices, _ in self.residuals(block, beam_size)] for block in z.split(_ENCODE_ROWS)]
         return tuple(torch.cat(level) for level in zip(*blocks, strict=True))
 
     @torch.no_grad()

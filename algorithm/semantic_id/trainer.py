@@ -1,7 +1,8 @@
 """码本训练：初始化 → 逐 epoch 训练 → 在留出行上评判 → 记录与断点 → 留下最好的一个。
 
-配方：依赖数据的初始化（默认逐层残差 k-means）→ 各层联合精修（`refine.py`）→ 最后五分之一的 epoch 冻结码本、训练特征
-网络。留出误差最低的状态胜出，所以网络只有确实比恒等更好时才会留下。uniform 起步时先用 EMA 与死码字复活过一半的 epoch。
+配方：依赖数据的初始化（默认逐层残差 k-means；有物品对时先训练特征编码网络）→ 各层联合精修（`refine.py`）→ 最后五分之一
+的 epoch 冻结码本、训练特征网络。留出误差最低的状态胜出，所以网络只有确实比恒等更好时才会留下。uniform 起步时先用 EMA 与
+死码字复活过一半的 epoch。轮数、编码的束宽由 `TrainerConfig.effort` 这一个旋钮定。
 
 谁可以写：训练器写模型；`output_dir` 里 metrics.jsonl 与 checkpoints/ 随训练更新，模型文件最后才写。
 同样的种子、数据次序、批大小、线程数与版本，得到同样的字节；`kill -9` 之后续训也一样。
@@ -23,11 +24,12 @@ import torch
 
 from . import checkpoint
 from .codebook import DEAD_AFTER_EXPECTED_HITS
-from .config import TrainerConfig, check_int
+from .behaviour import ItemPairs, read_pairs
+from .config import EFFORTS, TrainerConfig, check_int
 from .durable import write_atomically
 from .encoder import SemanticIDEncoder
-from .epochs import gradient_epoch, plan_phases, refine_epoch
-from .initialize import initialize_
+from .epochs import Round, gradient_epoch, plan_phases, refine_epoch, rounds_per_epoch
+from .initialize import initialize_, latents_of
 from .judge import judge
 from .optimizer_state import load_optimizer_, optimizer_tensors
 from .progress import Progress
@@ -39,7 +41,6 @@ __all__ = ["compute_codebook_utilization", "train_codebook"]
 
 _LOG_NAME = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
-_ROUNDS_PER_EPOCH = 3  # 一个精修 epoch 的轮数
 
 
 def compute_codebook_utilization(encoder: SemanticIDEncoder) -> float:
@@ -70,9 +71,11 @@ def train_codebook(
     output_dir: str | Path | None = None,
     resume: bool = False,
     reinit: bool = False,
+    pairs: Any = None,
     id_column: str = "item_id",
     vector_column: str = "embedding",
     progress: bool = True,
+    effort: str | None = None,
     batch_size: int | None = None,
     init: str | None = None,
     seed: int | None = None,
@@ -90,10 +93,13 @@ def train_codebook(
         output_dir: 给出时在其中写 metrics.jsonl、断点，最后写模型。
         resume: 从 output_dir 的断点接着训练；没有断点则从头开始。
         reinit: 丢掉已学到的，重新初始化。
+        pairs: (P, 2) 常被一起消费的物品编号（数组、`.npy` 或两列的 Parquet 路径；没有编号列时是行号）。给出时语义 ID
+            向行为靠拢，重建误差因此变大；只在初始化时起作用。
         id_column: Parquet 的物品编号列。
         vector_column: Parquet 的向量列。
         progress: 是否显示进度条（写到 stderr）。
-        batch_size: 非 None 时覆盖 config 的同名字段，下面三个也是。
+        effort: `"fast"`、`"default"`、`"max"`；非 None 时覆盖 config 的同名字段，下面四个也是。
+        batch_size: 网络每步的行数。
         init: `"kmeans"` 或 `"uniform"`。
         seed: 随机种子。
         max_train_rows: 最多用多少行。
@@ -112,7 +118,9 @@ def train_codebook(
     check_int("num_epochs", num_epochs, 0)
     if config is not None and not isinstance(config, TrainerConfig):
         raise TypeError(f"config must be a TrainerConfig, got {type(config).__name__}")
-    shortcuts: Dict[str, Any] = {"batch_size": batch_size, "init": init, "seed": seed, "max_train_rows": max_train_rows}
+    shortcuts: Dict[str, Any] = {
+        "effort": effort, "batch_size": batch_size, "init": init, "seed": seed, "max_train_rows": max_train_rows
+    }  # fmt: skip
     config = replace(config or TrainerConfig(), **{k: v for k, v in shortcuts.items() if v is not None})
     if resume and output_dir is None:
         raise ValueError("resume=True needs output_dir, the folder of the interrupted run")
@@ -124,12 +132,16 @@ def train_codebook(
         raise ValueError(
             f"{str(folder)!r} holds an unfinished run; continue it with resume=True or choose another folder"
         )
+    _check_pairs_fit(encoder, pairs, reinit)
+    item_pairs = None if pairs is None else read_pairs(pairs, source, config.seed)
     was_training = encoder.training
     with tempfile.TemporaryDirectory() as spool, Progress(progress) as bar:
         rows_folder = folder / _CHECKPOINTS if folder is not None else Path(spool)
         with bar.task("reading", source.num_rows) as advance:
             rows = TrainingRows(source, config, rows_folder, advance)
-        run = _Run(encoder, rows, num_epochs, config, folder, bar)
+        if config.beam_size is not None or encoder.config.beam_size == 1:
+            encoder.set_beam_size_(config.beam_size or EFFORTS[config.effort].beam_size)
+        run = _Run(encoder, rows, num_epochs, config, folder, bar, item_pairs)
         try:
             figures = run.run(resume=resume, reinit=reinit)
         finally:
@@ -138,6 +150,12 @@ def train_codebook(
         encoder.save_pretrained(folder)
         shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     return figures
+
+
+def _check_pairs_fit(encoder: SemanticIDEncoder, pairs: Any, reinit: bool) -> None:
+    """物品对只在初始化时起作用；在已训练的编码器上悄悄忽略它，用户会以为生效了。"""
+    if pairs is not None and bool(encoder.rq_vae.initialized) and not reinit:
+        raise ValueError("pairs guide the initialisation, but this encoder is already trained; pass reinit=True too")
 
 
 class _Run:
@@ -151,8 +169,9 @@ class _Run:
         config: TrainerConfig,
         folder: Path | None,
         bar: Progress,
+        pairs: ItemPairs | None,
     ):
-        self.encoder, self.rows, self.config, self.num_epochs = encoder, rows, config, num_epochs
+        self.encoder, self.rows, self.config, self.num_epochs, self.pairs = encoder, rows, config, num_epochs, pairs
         self.folder, self.bar = folder, bar
         self.device = encoder.feature_mean.device
         self.judge_rows = rows.holdout if len(rows.holdout) else rows.sample()
@@ -162,7 +181,8 @@ class _Run:
         self._record: Dict[str, Any] = {"phase": "init"}
         self.best: Dict[str, Any] = {"key": [math.inf, math.inf], "epoch": -1, "state": None}
         self.optimizer: torch.optim.Adam | None = None
-        self.refiner: Refiner | None = None
+        self.refiner = Refiner(encoder.rq_vae)
+        self._latents: torch.Tensor | None = None
         self.phases: List[str] = []
 
     def run(self, *, resume: bool, reinit: bool) -> Dict[str, Any]:
@@ -181,12 +201,15 @@ class _Run:
         """第 0 个 epoch：初始化（如果需要），评判，断点。"""
         fresh = reinit or not bool(self.encoder.rq_vae.initialized)
         if fresh:
-            self.notes += initialize_(self.encoder, self.rows, self.config, self.bar)
+            self.notes += initialize_(self.encoder, self.rows, self.config, self.bar, self.pairs)
         # 接着训练也更新：报告的 relative_mse 与模型里存的均值须是同一个
         self.encoder.feature_mean.copy_(torch.from_numpy(self.rows.mean))
         rq_vae = self.encoder.rq_vae
-        has_network = not (rq_vae.encoder.is_identity() and rq_vae.decoder.is_identity())
-        self.phases = plan_phases(self.num_epochs, self.config.init, has_network=has_network, fresh=fresh)
+        has_network = not fresh and not (rq_vae.encoder.is_identity() and rq_vae.decoder.is_identity())
+        network = EFFORTS[self.config.effort].network or self.pairs is not None
+        self.phases = plan_phases(
+            self.num_epochs, self.config.init, has_network=has_network, fresh=fresh, network=network
+        )
         self._finish_epoch()
 
     def _train_epoch(self) -> None:
@@ -195,13 +218,10 @@ class _Run:
         label = f"{phase} {self.epoch}/{self.num_epochs}"
         started = time.perf_counter()
         if phase == "refine":
-            first = self.phases.index("refine")
-            rounds = [(self.epoch - 1 - first) * _ROUNDS_PER_EPOCH + i for i in range(_ROUNDS_PER_EPOCH)]
-            total = self.phases.count("refine") * _ROUNDS_PER_EPOCH
-            temperatures = [math.sqrt(1 - done / total) for done in rounds]
-            seeds = [self.config.seed * 1_000_003 % 2**40 + done for done in rounds]
-            refiner = self._get_refiner()
-            record = refine_epoch(refiner, rq_vae, temperatures, seeds, self.config.batch_size, self.bar, label)
+            record = refine_epoch(
+                self.refiner, rq_vae, self._rounds(), self._latents_of_round, self.config.batch_size, self.bar, label,
+                rotating=not self.rows.fits_one_block,
+            )  # fmt: skip
         else:
             if phase == "network" and self.optimizer is None:
                 self.encoder.load_state_dict(self.best["state"])
@@ -210,11 +230,20 @@ class _Run:
             record = gradient_epoch(rq_vae, batches, self.rows.num_train_rows, self.optimizer, self.bar, label)
         self._record = {"phase": phase, **record, "elapsed_s": time.perf_counter() - started}
 
-    def _get_refiner(self) -> Refiner:
-        """精修器，用到时才建：它要占一块行的内存。"""
-        if self.refiner is None:
-            self.refiner = Refiner(self.encoder.rq_vae, self.rows.sample().to(self.device))
-        return self.refiner
+    def _rounds(self) -> List[Round]:
+        """这个精修 epoch 的各轮：序号、噪声的种子、已完成的比例。"""
+        rows = min(self.rows.num_train_rows, self.rows.block_rows)
+        count = rounds_per_epoch(EFFORTS[self.config.effort], rows, self.encoder.config)
+        first = (self.epoch - 1 - self.phases.index("refine")) * count
+        total = self.phases.count("refine") * count
+        seed = self.config.seed * 1_000_003 % 2**40
+        return [Round(number, seed + number, number / total) for number in range(first, first + count)]
+
+    def _latents_of_round(self, number: int) -> torch.Tensor:
+        """第 number 轮用的隐向量 (S, H)；行一块放得下时只算一次，否则每轮换一批行。"""
+        if self._latents is None or not self.rows.fits_one_block:
+            self._latents = latents_of(self.encoder, self.rows.draw(number))
+        return self._latents
 
     def _finish_epoch(self) -> None:
         """评判当前状态，记一行，更新最好者，写断点。"""
@@ -229,8 +258,10 @@ class _Run:
             self._checkpoint(self.folder)
 
     def _new_optimizer(self) -> torch.optim.Adam:
-        """只优化特征网络；码本归 EMA。"""
-        networks = [*self.encoder.rq_vae.encoder.parameters(), *self.encoder.rq_vae.decoder.parameters()]
+        """只优化特征网络；有物品对时编码网络已按行为训好，只优化解码网络，免得又被拉回内容。"""
+        networks = [*self.encoder.rq_vae.decoder.parameters()]
+        if self.pairs is None:
+            networks += self.encoder.rq_vae.encoder.parameters()
         return torch.optim.Adam(networks, lr=self.config.learning_rate)
 
     def _identity_card(self) -> Dict[str, Any]:
@@ -240,6 +271,7 @@ class _Run:
             "trainer_config": self.config.to_dict(),
             "num_epochs": self.num_epochs,
             "data_sha256": self.rows.sha256,
+            "pairs_sha256": None if self.pairs is None else self.pairs.sha256,
         }
 
     def _checkpoint(self, folder: Path) -> None:
@@ -247,7 +279,7 @@ class _Run:
         groups = {"model": self.encoder.state_dict(), "best": self.best["state"]}
         if self.optimizer is not None:
             groups["optimizer"] = optimizer_tensors(self.optimizer)
-        if self.refiner is not None and self.refiner.residual_std is not None:
+        if self.refiner.residual_std is not None:
             groups["refiner"] = {"residual_std": self.refiner.residual_std}
         state = {
             "run": self._identity_card(),
@@ -283,7 +315,7 @@ class _Run:
         self.phases = state["phases"]
         self.best = {**state["best"], "state": groups["best"]}
         if "refiner" in groups:
-            self._get_refiner().residual_std = groups["refiner"]["residual_std"].to(self.device)
+            self.refiner.residual_std = groups["refiner"]["residual_std"].to(self.device)
         if "optimizer" in groups:
             self.optimizer = self._new_optimizer()
             load_optimizer_(self.optimizer, groups["optimizer"])
@@ -305,6 +337,8 @@ class _Run:
             "best_epoch": self.best["epoch"],
             "network_kept": not self.encoder.rq_vae.encoder.is_identity(),
             "trainer_config": self.config.to_dict(),
+            "num_pairs": 0 if self.pairs is None else len(self.pairs.index),
+            "beam_size": self.encoder.config.beam_size,
             "data_sha256": self.rows.sha256,
             "torch_version": torch.__version__,
             "notes": self.notes,

@@ -27,7 +27,8 @@ _MIN_ROWS_TO_HOLD_OUT = 20
 _BLOCK_BYTES = 256 * 2**20  # 一块：256 维时 262,144 行
 _READ_ROWS = 16384  # 抽样以它为单位，改动它会改变抽到的行
 _CHUNK_ROWS = 4096  # 打乱时的最小读取单位
-_HOLDOUT_STREAM, _SAMPLE_STREAM, _EPOCH_STREAM, _KMEANS_STREAM = range(4)
+_RUN_ROWS = 64  # 抽一块行时一次连读几行：256 维时 64 KB，随机读也快；来源即使按类目排好序，各块仍各类都有
+_HOLDOUT_STREAM, _SAMPLE_STREAM, _EPOCH_STREAM, _KMEANS_STREAM, _DRAW_STREAM = range(5)
 
 
 class TrainingRows:
@@ -161,9 +162,26 @@ class TrainingRows:
                 yield torch.from_numpy(block[order[start : min(start + batch_size, stop)]])
             left = block[order[stop:]]
 
+    @property
+    def fits_one_block(self) -> bool:
+        """训练行是否一块放得下。"""
+        return self.num_train_rows <= self.block_rows
+
+    def draw(self, number: int) -> torch.Tensor:
+        """第 number 次抽出的一块行 (S, D) float32，只读；一块放得下时每次都是全部的行。
+
+        只由 (seed, number) 决定。按 64 行的小段不放回抽取，所以不必像 `sample` 那样读完全部的行。
+        """
+        if self.fits_one_block:
+            return torch.from_numpy(self._read(0, self.num_train_rows))
+        rng = self._rng(_DRAW_STREAM, number)
+        num_runs = math.ceil(self.num_train_rows / _RUN_ROWS)
+        runs = np.sort(rng.choice(num_runs, self.block_rows // _RUN_ROWS, replace=False)) * _RUN_ROWS
+        return torch.from_numpy(np.concatenate([self._read(s, s + _RUN_ROWS) for s in runs.tolist()]))
+
     def sample(self) -> torch.Tensor:
         """k-means 与最后的测量用的行：不超过一块，多则均匀抽样，(S, D) float32 新内存。"""
-        if self.num_train_rows <= self.block_rows:
+        if self.fits_one_block:
             return torch.from_numpy(self._read(0, self.num_train_rows).copy())
         rng = self._rng(_KMEANS_STREAM)
         parts, need = [], self.block_rows

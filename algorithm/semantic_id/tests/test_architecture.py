@@ -55,11 +55,12 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "training_rows": ("config vectors", "numpy torch"),
     "judge": ("encoder metrics", "numpy torch"),
     "optimizer_state": ("", "torch"),
-    "refine": ("rq_vae", "torch"),
-    "epochs": ("metrics progress refine rq_vae", "numpy torch"),
-    "initialize": ("config encoder kmeans progress training_rows", "torch"),
+    "refine": ("codebook rq_vae", "torch"),
+    "epochs": ("config metrics progress refine rq_vae", "numpy torch"),
+    "behaviour": ("progress vectors", "numpy pyarrow torch"),
+    "initialize": ("behaviour config encoder kmeans progress training_rows", "torch"),
     "trainer": (
-        "checkpoint codebook config durable encoder epochs initialize judge optimizer_state progress refine"
+        "behaviour checkpoint codebook config durable encoder epochs initialize judge optimizer_state progress refine"
         " training_rows vectors",
         "numpy torch",
     ),

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook, training_rows
+from algorithm.semantic_id.config import EFFORTS
 from algorithm.semantic_id.judge import judge
 from algorithm.semantic_id.training_rows import TrainingRows
 from algorithm.semantic_id.vectors import open_vectors
 
 CONFIG = SemanticIDConfig(embedding_dim=8, codebook_sizes=(8, 16), hidden_dim=8)
 FAST = TrainerConfig(batch_size=128, kmeans_iterations=3)
+ROUNDS = EFFORTS["default"].max_rounds  # 数据这么小，每个精修 epoch 都跑满
 
 
 def data(num_rows=1000, dim=8, seed=0):
@@ -169,13 +171,13 @@ def killed(**fields):
 
 
 def test_resume_after_kill_9_gives_the_same_bytes(tmp_path):
-    """两次 SIGKILL：第 3 个 epoch（精修）的第 2 轮，第 10 个 epoch（网络）的第 5 批；最终与不中断的逐位相同。"""
+    """两次 SIGKILL：第 3 个 epoch（精修）的第 8 轮，第 10 个 epoch（网络）的第 5 批；最终与不中断的逐位相同。"""
     x = data()
     np.save(tmp_path / "x.npy", x)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     reference, reference_figures = trained(x, epochs=10, output_dir=whole)
     common = {"features": str(tmp_path / "x.npy"), "output": str(cut)}
-    assert killed(owner="Refiner", name="round_", count=8, resume=False, **common) == ["epoch-000002"]
+    assert killed(owner="Refiner", name="round_", count=2 * ROUNDS + 8, resume=False, **common) == ["epoch-000002"]
     assert not (cut / "config.json").exists()
     with pytest.raises(FileNotFoundError, match="not a finished model"):
         SemanticIDEncoder.from_pretrained(cut)
