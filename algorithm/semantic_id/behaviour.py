@@ -7,7 +7,7 @@
 形状字母：U 在物品对里出现过的物品数，P 物品对数，D 特征维度，B 批大小。谁可以写：只写传入的网络。
 
 References:
-    van den Oord et al., 2018, InfoNCE, arXiv:1807.03748；Wang et al., 2024, LETTER, arXiv:2405.07314（协同信号的对比项）；
+    van den Oord et al., 2018, InfoNCE, arXiv:1807.03748；Wang et al., 2024, LETTER, arXiv:2405.07314；
     FORGE, 2025, arXiv:2509.20904。
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Dict, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .progress import Progress
 from .vectors import VectorSource
 
-__all__ = ["ItemPairs", "align_", "read_pairs"]
+__all__ = ["ItemPairs", "align_", "fit_decoder_", "read_pairs"]
 
 MAX_PAIR_ITEMS = 1 << 18  # 256 维时 256 MB；更多的物品用不着，网络只有几十万个参数
 STEPS = 600
@@ -36,6 +35,8 @@ BATCH_PAIRS = 512
 TEMPERATURE = 0.1  # 余弦相似度的温度
 ANCHOR = 2.0  # ‖z − x‖² / ‖x‖² 的权重：越大越忠于内容
 LEARNING_RATE = 1e-3
+RIDGE = 0.01  # 解码的岭：相对于 yᵀy 的平均对角元，即多看一百分之一行数的零
+_BLOCK_ROWS = 8192
 
 
 class ItemPairs(NamedTuple):
@@ -43,12 +44,12 @@ class ItemPairs(NamedTuple):
 
     Attributes:
         vectors: (U, D) float32。
-        index: (P, 2) int64，指向 `vectors` 的行。
+        rows: (P, 2) int64，指向 `vectors` 的行。
         sha256: 内容摘要，续训时核对。
     """
 
     vectors: torch.Tensor
-    index: torch.Tensor
+    rows: torch.Tensor
     sha256: str
 
 
@@ -85,7 +86,8 @@ def read_pairs(pairs: Any, source: VectorSource, seed: int) -> ItemPairs:
     if len(wanted) > MAX_PAIR_ITEMS:
         order = np.sort(np.random.default_rng(seed).permutation(len(wanted))[:MAX_PAIR_ITEMS])
         wanted = wanted.take(pa.array(order))
-    place, vectors, found = {}, [], 0
+    place: Dict[Any, int] = {}
+    vectors, found = [], 0
     for block in source.blocks():
         mask = pc.is_in(block.ids, value_set=wanted).to_numpy(zero_copy_only=False)
         if mask.any():
@@ -106,7 +108,7 @@ def read_pairs(pairs: Any, source: VectorSource, seed: int) -> ItemPairs:
     return ItemPairs(torch.from_numpy(np.concatenate(vectors)), torch.from_numpy(index), digest.hexdigest())
 
 
-def align_(network: nn.Module, pairs: ItemPairs, generator: torch.Generator, bar: Progress) -> None:
+def align_(network: Any, pairs: ItemPairs, generator: torch.Generator, bar: Progress) -> None:
     """用物品对训练特征编码网络。
 
     Args:
@@ -117,12 +119,12 @@ def align_(network: nn.Module, pairs: ItemPairs, generator: torch.Generator, bar
     """
     device = next(network.parameters()).device
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    size = min(BATCH_PAIRS, len(pairs.index))
+    size = min(BATCH_PAIRS, len(pairs.rows))
     with bar.task("behaviour", STEPS) as advance, torch.enable_grad():
         for step in range(1, STEPS + 1):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * (1 - (step - 1) / STEPS)
-            chosen = pairs.index[torch.randint(len(pairs.index), (size,), generator=generator)]  # (B, 2)
+            chosen = pairs.rows[torch.randint(len(pairs.rows), (size,), generator=generator)]  # (B, 2)
             flip = torch.rand(size, generator=generator) < 0.5  # 对是无向的
             chosen = torch.where(flip[:, None], chosen.flip(1), chosen)
             x = pairs.vectors[chosen.T.reshape(-1)].to(device)  # (2B, D)，前一半是左边的物品
@@ -133,7 +135,45 @@ def align_(network: nn.Module, pairs: ItemPairs, generator: torch.Generator, bar
             advance(step)
 
 
-def _loss(network: nn.Module, x: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+@torch.no_grad()
+def fit_decoder_(rq_vae: Any, x: torch.Tensor, z: torch.Tensor) -> None:
+    """把解码网络设成从码字之和 y 回到 x 的岭回归解：y + Ay + b，一步到位，几千行也够用。
+
+    行为引导之后 y 离 x 有一段系统的距离，靠几个 epoch 的梯度下降追不上。线性映射放得进残差网络：
+    relu(v) − relu(−v) = v，一对隐单元表示一个方向，最后一个单元输出常数；隐层放不下 A 的全部方向时取奇异值最大的那些。
+
+    Args:
+        rq_vae: `ResidualVectorQuantizer`，只写它的解码网络。
+        x: (S, D) float32 特征。
+        z: (S, H) 同样这些行的隐向量。
+    """
+    decoder: Any = rq_vae.decoder
+    sums = torch.zeros(z.shape[1] + 1, z.shape[1] + 1, dtype=torch.float64)
+    cross = torch.zeros(z.shape[1] + 1, x.shape[1], dtype=torch.float64)
+    for x_block, z_block in zip(x.split(_BLOCK_ROWS), z.split(_BLOCK_ROWS), strict=True):
+        y = torch.zeros_like(z_block)
+        for _, _, _, codewords in rq_vae.residuals(z_block):
+            y += codewords
+        gap = x_block.to(y.device) - decoder.base(y)
+        design = torch.cat([y, y.new_ones(len(y), 1)], dim=1).double().cpu()  # (B, H + 1)
+        sums += design.T @ design
+        cross += design.T @ gap.double().cpu()
+    ridge = torch.full((len(sums),), RIDGE * float(sums.diagonal()[:-1].mean()), dtype=torch.float64)
+    ridge[-1] = 0.0  # 常数项不收缩
+    solution = torch.linalg.solve(sums + torch.diag(ridge), cross)  # (H + 1, D)
+    left, values, right = torch.linalg.svd(solution[:-1], full_matrices=False)
+    rank = min(len(values), (decoder.weight_in.shape[1] - 1) // 2)
+    unit = float(decoder.unit)
+    half_in, half_out = left[:, :rank], values[:rank, None] * right[:rank]
+    for parameter in (decoder.weight_in, decoder.bias_in, decoder.weight_out):
+        parameter.zero_()
+    decoder.weight_in[:, : 2 * rank] = torch.cat([half_in, -half_in], dim=1)
+    decoder.weight_out[: 2 * rank] = torch.cat([half_out, -half_out])
+    decoder.bias_in[-1] = 1.0
+    decoder.weight_out[-1] = solution[-1] / unit
+
+
+def _loss(network: Any, x: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """InfoNCE + ANCHOR · mean‖z − x‖² / mean‖x‖²；与特征的单位无关。
 
     同一批里右边的物品可能重复，重复的不算负例，否则热门物品会被自己推开。
@@ -143,7 +183,7 @@ def _loss(network: nn.Module, x: torch.Tensor, right: torch.Tensor) -> torch.Ten
     logits = left @ other.T / TEMPERATURE  # (B, B)
     same = right[:, None] == right[None, :]
     logits = logits.masked_fill(same & ~torch.eye(len(right), dtype=torch.bool, device=x.device), float("-inf"))
-    base = network.base(x)  # type: ignore[operator]
+    base = network.base(x)
     anchor = (z - base).square().mean() / base.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
     return F.cross_entropy(logits, torch.arange(len(right), device=x.device)) + ANCHOR * anchor
 

@@ -73,6 +73,28 @@ def train(
     codebook_sizes: Annotated[
         str | None, typer.Option(metavar="K1,K2,…", help=both("各层码本大小，如 256,256,256", "codewords per level"))
     ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fast|default|max",
+            help=both("花多少力气：精修轮数与编码的束宽", "how hard to try: refinement rounds and encoding beam"),
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help=both(
+                "常被一起消费的物品编号对：两列 .parquet 或 .npy", "item id pairs consumed together: .parquet, .npy"
+            )
+        ),
+    ] = None,
+    latent_dim: Annotated[
+        int | None,
+        typer.Option(help=both("先投影到这么多维，宽输入用；默认不投影", "project wide inputs to so many dimensions")),
+    ] = None,
+    beam_size: Annotated[
+        int | None, typer.Option(help=both("编码的束宽，默认由 effort 定", "encoding beam, by default set by effort"))
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help=both("训练轮数，默认 10", "epochs, 10 by default"))] = None,
     batch_size: Annotated[
         int | None, typer.Option(help=both("每步行数，默认 1024", "rows a step, default 1024"))
@@ -106,6 +128,9 @@ def train(
 
     settings = {
         "codebook_sizes": None if codebook_sizes is None else commands.parse_sizes(codebook_sizes),
+        "effort": effort,
+        "latent_dim": latent_dim,
+        "beam_size": beam_size,
         "batch_size": batch_size,
         "init": init,
         "seed": seed,
@@ -123,6 +148,7 @@ def train(
         id_column=id_column,
         vector_column=vector_column,
         progress=not (json_ or quiet),
+        pairs=pairs,
     )
     _emit(context, result, cli_text.show_trained, json_, quiet)
 

@@ -46,6 +46,7 @@ def train(
     id_column: str,
     vector_column: str,
     progress: bool,
+    pairs: Path | None = None,
 ) -> Dict[str, Any]:
     """训练一个模型并写进 `output`。
 
@@ -61,6 +62,7 @@ def train(
         id_column: Parquet 的物品编号列。
         vector_column: Parquet 的向量列。
         progress: 是否显示进度。
+        pairs: 常被一起消费的物品编号对，`.npy` 或两列的 Parquet；None 为没有。
 
     Raises:
         FileExistsError: 输出已存在而没有 overwrite 或 resume。
@@ -72,7 +74,8 @@ def train(
     check_run_folder(output, resume, overwrite)
     source = open_vectors(features, id_column=id_column, vector_column=vector_column)
     model_fields = {field.name for field in fields(SemanticIDConfig)}
-    trainer_config = TrainerConfig(**{k: v for k, v in merged.items() if k not in model_fields})
+    # beam_size 两边都有：明确给出的束宽，训练配方不得再改
+    trainer_config = TrainerConfig(**{k: v for k, v in merged.items() if k == "beam_size" or k not in model_fields})
     model_config = SemanticIDConfig(**{"embedding_dim": source.dim, **_only(merged, model_fields)})
     encoder = SemanticIDEncoder(model_config).to(_device(device))
     existed = output.exists()
@@ -80,8 +83,9 @@ def train(
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
     try:
         figures = train_codebook(
-            encoder, source, num_epochs, config=trainer_config, output_dir=output, resume=resume, progress=progress
-        )
+            encoder, source, num_epochs, config=trainer_config, output_dir=output, resume=resume, pairs=pairs,
+            progress=progress,
+        )  # fmt: skip
     except Exception:
         remove_traces(output, existed)
         raise
@@ -179,7 +183,7 @@ def demo(output: Path, *, device: str, progress: bool) -> Dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     # 先写标记：演示中途被打断，下次也认得出这是自己的目录
     write_atomically(output / "demo.json", b"{}\n")
-    columns = {"id_column": "item_id", "vector_column": "embedding"}
+    columns: Dict[str, Any] = {"id_column": "item_id", "vector_column": "embedding"}
     settings = {"codebook_sizes": showcase.DEMO_CODEBOOK_SIZES}
     train(
         showcase.DEMO_ITEMS,

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from . import checkpoint
+from .behaviour import ItemPairs, fit_decoder_, read_pairs
 from .codebook import DEAD_AFTER_EXPECTED_HITS
-from .behaviour import ItemPairs, read_pairs
 from .config import EFFORTS, TrainerConfig, check_int
 from .durable import write_atomically
 from .encoder import SemanticIDEncoder
@@ -202,6 +202,7 @@ class _Run:
         fresh = reinit or not bool(self.encoder.rq_vae.initialized)
         if fresh:
             self.notes += initialize_(self.encoder, self.rows, self.config, self.bar, self.pairs)
+            self._fit_decoder()
         # 接着训练也更新：报告的 relative_mse 与模型里存的均值须是同一个
         self.encoder.feature_mean.copy_(torch.from_numpy(self.rows.mean))
         rq_vae = self.encoder.rq_vae
@@ -222,6 +223,7 @@ class _Run:
                 self.refiner, rq_vae, self._rounds(), self._latents_of_round, self.config.batch_size, self.bar, label,
                 rotating=not self.rows.fits_one_block,
             )  # fmt: skip
+            self._fit_decoder()
         else:
             if phase == "network" and self.optimizer is None:
                 self.encoder.load_state_dict(self.best["state"])
@@ -238,6 +240,12 @@ class _Run:
         total = self.phases.count("refine") * count
         seed = self.config.seed * 1_000_003 % 2**40
         return [Round(number, seed + number, number / total) for number in range(first, first + count)]
+
+    def _fit_decoder(self) -> None:
+        """有物品对时隐向量离特征有一段距离，码本每变一次，就重新求一次从码字之和回到特征的线性映射。"""
+        if self.pairs is not None:
+            x = self.rows.draw(0)
+            fit_decoder_(self.encoder.rq_vae, x, latents_of(self.encoder, x))
 
     def _latents_of_round(self, number: int) -> torch.Tensor:
         """第 number 轮用的隐向量 (S, H)；行一块放得下时只算一次，否则每轮换一批行。"""
@@ -337,7 +345,7 @@ class _Run:
             "best_epoch": self.best["epoch"],
             "network_kept": not self.encoder.rq_vae.encoder.is_identity(),
             "trainer_config": self.config.to_dict(),
-            "num_pairs": 0 if self.pairs is None else len(self.pairs.index),
+            "num_pairs": 0 if self.pairs is None else len(self.pairs.rows),
             "beam_size": self.encoder.config.beam_size,
             "data_sha256": self.rows.sha256,
             "torch_version": torch.__version__,

@@ -43,6 +43,8 @@ def test_num_codebooks_follows_sizes_when_left_alone():
         ({"ema_decay": float("nan")}, ValueError, "ema_decay=nan"),
         ({"epsilon": 0.0}, ValueError, r"epsilon=0.0 is out of range; use a float in \(0.0, 1.0\]"),
         ({"hidden_dim": -1}, ValueError, "hidden_dim=-1"),
+        ({"latent_dim": 0}, ValueError, "latent_dim=0 is out of range; use an int >= 1"),
+        ({"latent_dim": 300}, ValueError, r"latent_dim=300 is wider than embedding_dim=256; use an int in \[1, 256\]"),
     ],
 )
 @pytest.mark.parametrize("build", [SemanticIDEncoder, ResidualVectorQuantizer])
@@ -147,3 +149,23 @@ def test_bad_codes(ids, error, text):
 def test_narrow_integer_codes_are_welcome():
     ids = check_codes((torch.tensor([1], dtype=torch.int8), torch.tensor([2], dtype=torch.int32)), (2, 3))
     assert [i.dtype for i in ids] == [torch.int64] * 2
+
+
+def test_default_config_is_written_as_before_latent_dim_existed():
+    """后来加的字段取默认值时不进配置的字典：旧模型的指纹因此不变。"""
+    assert "latent_dim" not in SemanticIDConfig().to_dict()
+    assert SemanticIDConfig(latent_dim=8).to_dict()["latent_dim"] == 8
+    assert SemanticIDConfig.from_dict(SemanticIDConfig(latent_dim=8).to_dict()).width == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"effort": "fastest"}, r"effort='fastest' is not supported; use one of 'fast', 'default', 'max'"),
+        ({"beam_size": 0}, r"beam_size=0 is out of range; use an int >= 1"),
+        ({"beam_size": 2000}, r"beam_size=2000 is out of range; use an int in \[1, 1024\]"),
+    ],
+)
+def test_trainer_config_doors(changes, text):
+    with pytest.raises(ValueError, match=text):
+        TrainerConfig(**changes)

@@ -108,7 +108,7 @@ def test_unused_codewords_come_back_to_the_data():
 
 
 def test_update_converges_to_the_ridge_solution(monkeypatch):
-    """编号固定时，轮流更新的极限就是 (AᵀWA + λI) C = AᵀWz 的解（比较重建：各层之间的整体平移收敛得慢，但不影响重建）。"""
+    """编号固定时，轮流更新的极限就是 (AᵀWA + λI) C = AᵀWz 的解（比较重建：各层间的平移收敛得慢，但不影响重建）。"""
     monkeypatch.setattr(refine_room, "_SWEEPS", 200)
     z = _data(400, 3)
     rq = _kmeans_model(z, (3, 4))
