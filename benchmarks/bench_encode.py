@@ -8,8 +8,8 @@
 没装的同类工具会跳过；安装：pip install -e ".[bench]"。`--device cuda` 量显卡：前后同步的墙上时间，只有 CPU 版的
 （编译内核、NumPy 后备、faiss-cpu、numpy 版的 semantic-id）都跳过，上限只由 torch 给出。
 
-三节可选：`--beams 2 4 16` 量束搜索各宽度相对贪心的时间与误差；`--threads 2` 量几个线程比一个快多少；`--scaling` 量耗时
-怎样随 N（1 万到 100 万，由生成器造）与 K 增长，另需几分钟与 1 GB 内存。
+四节可选：`--exactness` 量裁决的代价；`--beams 2 4 16` 量束搜索各宽度相对贪心的时间与误差；`--threads 2` 量几个线程比
+一个快多少；`--scaling` 量耗时怎样随 N（1 万到 100 万，由生成器造）与 K 增长，另需几分钟与 1 GB 内存。
 """
 
 from __future__ import annotations
@@ -283,6 +283,27 @@ def measure(
     return rows
 
 
+# ---- 裁决的代价 ----
+
+
+def measure_exactness(x: torch.Tensor, books: list[torch.Tensor], rounds: int, watch: Stopwatch) -> list[str]:
+    """误差界清零，float32 的得分说了算，与正常的搜索交错跑：多出来的时间就是「一个向量一个 ID」的代价。"""
+    lines = ["## 裁决的代价", "", "| 路径 | 时间 ÷ 只看 float32 得分 | 编码因此不同的行 |", "|---|---|---|"]
+    for path in ("auto",) if watch.is_cuda else ("auto", "numpy"):
+        bare = prepared_for(books, path)
+        for book in bare:
+            book.bound = (book.bound[0], 0.0, 0.0, 0.0, 0.0)
+        exact = ours(books, path)
+        loose = greedy(lambda x, level, bare=bare: nearest(x, bare[level], num_threads=1), books)
+        ratios = []
+        for _ in range(rounds):
+            own = watch.seconds(loose, x)
+            ratios.append(watch.seconds(exact, x) / own)
+        changed = int((exact(x) != loose(x)).any(1).sum())
+        lines.append(f"| semid, {path} | {statistics.median(ratios):.3f} | {changed} / {len(x)} |")
+    return [*lines, ""]
+
+
 # ---- 束搜索 ----
 
 
@@ -461,6 +482,7 @@ def main() -> None:
     parser.add_argument("--check", type=int, default=400, help="拿多少行与 float64 核对")
     parser.add_argument("--only", default="", help="只测名字里含这段文字的")
     parser.add_argument("--beams", type=int, nargs="+", default=[], help="也量这些束宽，第一个还量不建表时")
+    parser.add_argument("--exactness", action="store_true", help="也量裁决的代价：与只看 float32 得分的搜索相比")
     parser.add_argument("--scaling", action="store_true", help="也量耗时怎样随 N 与 K 增长")
     parser.add_argument("--threads", type=int, default=1, help="也量这么多线程比一个快多少")
     parser.add_argument("--repeats", type=int, default=60, help="量线程时交错多少遍")
@@ -477,7 +499,7 @@ def main() -> None:
     books = [book.to(watch.device) for book in make_codebooks(train, args.sizes)]
     x, mean = x.to(watch.device), train.mean(0).to(watch.device)
     rows = measure(x, books, args.rounds, args.check, args.only, watch)
-    sections = []
+    sections = measure_exactness(x, books, args.rounds, watch) if args.exactness else []
     if args.beams:
         sections += measure_beams(x, mean, books, args.beams, args.rounds, watch)
         sections += measure_small_beams(x, books, args.beams[0], watch)
