@@ -9,6 +9,8 @@ EMA、逐层 straight-through），只补上让它跑得起来的：草稿没有
 
 k-means 一边是训练器所用的 `kmeans`（含播种与最后的归属），一边是 `faiss.Kmeans` 25 次迭代、不抽样；inertia 都在
 全部行上、用同一个函数重新计算。faiss 收敛会提前停，迭代数照实写出。安装同类工具：pip install -e ".[bench]"。
+
+`--device cuda` 量显卡：前后同步的墙上时间；k-means 那一节只量我们自己（faiss-cpu 不在显卡上）。
 """
 
 from __future__ import annotations
@@ -19,15 +21,15 @@ import os
 import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any, Callable
 
-from bench_encode import extra_megabytes, import_faiss, kernel_names, load_features  # 先于 numpy：它限定了线程数
+from bench_encode import command_line, import_faiss, kernel_names, load_features  # 先于 numpy：它限定了线程数
 
 import numpy as np  # isort: skip
 import torch
 import torch.nn.functional as F
+from stopwatch import Stopwatch
 from torch import nn
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig
@@ -94,7 +96,7 @@ class Sketch(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, Any]:
         residual = self.encoder(x)
-        quantized_sum, commitment, codes = torch.zeros_like(x), torch.zeros(()), []
+        quantized_sum, commitment, codes = torch.zeros_like(x), x.new_zeros(()), []
         for quantizer in self.quantizers:
             quantized, indices, loss = quantizer(residual)
             codes.append(indices)
@@ -112,7 +114,7 @@ def start_books(x: torch.Tensor, sizes: tuple[int, ...]) -> list[torch.Tensor]:
     """逐层取残差里的随机行做码字：两边同样的起点，比均匀初始化像真的训练。"""
     books, residual = [], x
     for level, size in enumerate(sizes):
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(level))[:size]
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(level))[:size].to(x.device)
         books.append(residual[rows].clone())
         residual = residual - books[-1][nearest(residual, prepare(books[-1]))]
     return books
@@ -128,7 +130,7 @@ def make_models(x: torch.Tensor) -> dict[str, nn.Module]:
         sketch.quantizers[level].embedding.weight.data.copy_(book)
         sketch.quantizers[level].ema_w.copy_(book)
         sketch.quantizers[level].ema_cluster_size.fill_(1.0)
-    return {"semid": ours.rq_vae.train(), "sketch": sketch.train()}
+    return {"semid": ours.rq_vae.train().to(x.device), "sketch": sketch.train().to(x.device)}
 
 
 def step_runner(model: nn.Module) -> Callable[[torch.Tensor], None]:
@@ -144,7 +146,7 @@ def step_runner(model: nn.Module) -> Callable[[torch.Tensor], None]:
     return step
 
 
-def bench_steps(x: torch.Tensor, batch_sizes: list[int], rounds: int) -> list[tuple[str, ...]]:
+def bench_steps(x: torch.Tensor, batch_sizes: list[int], rounds: int, watch: Stopwatch) -> list[tuple[str, ...]]:
     """每种批大小一行：两边的毫秒、倍数、峰值内存。"""
     rows = []
     for size in batch_sizes:
@@ -154,13 +156,11 @@ def bench_steps(x: torch.Tensor, batch_sizes: list[int], rounds: int) -> list[tu
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for turn in range(rounds + 1):
             for name, step in steps.items():
-                start = time.process_time()
-                for i in range(inner):
-                    step(batches[(turn * inner + i) % len(batches)])
-                seconds[name].append((time.process_time() - start) / inner)
+                spent = [watch.seconds(step, batches[(turn * inner + i) % len(batches)]) for i in range(inner)]
+                seconds[name].append(sum(spent) / inner)
         timed = {name: values[1:] for name, values in seconds.items()}  # 第一轮热身
         ratio = statistics.median(b / a for a, b in zip(timed["semid"], timed["sketch"], strict=True))
-        memory = [extra_megabytes(lambda b, s=steps[n]: s(b), batches[0]) for n in ("semid", "sketch")]
+        memory = [watch.extra_megabytes(steps[n], batches[0]) for n in ("semid", "sketch")]
         times = [f"{1e3 * statistics.median(timed[n]):.1f}" for n in ("semid", "sketch")]
         rows.append((str(size), *times, f"{ratio:.2f} ×", *("?" if m is None else f"{m:,.0f}" for m in memory)))
         print("step", rows[-1], file=sys.stderr, flush=True)
@@ -192,24 +192,32 @@ def faiss_kmeans(x: torch.Tensor, k: int, seed: int, iterations: int) -> tuple[t
     return torch.from_numpy(model.centroids.copy()), len(model.obj)
 
 
-def bench_kmeans(x: torch.Tensor, sizes: list[int], rounds: int, ours_iterations: int) -> list[tuple[str, ...]]:
-    """每个 K 一行；每轮换种子，两边交错。"""
+def bench_kmeans(
+    x: torch.Tensor, sizes: list[int], rounds: int, ours_iterations: int, watch: Stopwatch
+) -> list[tuple[str, ...]]:
+    """每个 K 一行；每轮换种子，两边交错。显卡上没有 faiss-cpu 那一边，与它有关的格子留空。"""
     rows = []
+    sides = [(ours_kmeans, ours_iterations)]
+    if not watch.is_cuda:
+        sides.append((faiss_kmeans, FAISS_ITERATIONS))
     for k in sizes:
         seconds, errors, steps = ([[], []] for _ in range(3))
         for turn in range(rounds):
-            for side, (run, limit) in enumerate(((ours_kmeans, ours_iterations), (faiss_kmeans, FAISS_ITERATIONS))):
-                start = time.process_time()
-                centroids, iterations = run(x, k, turn, limit)
-                seconds[side].append(time.process_time() - start)
-                errors[side].append(inertia_of(x, centroids))
-                steps[side].append(iterations)
-        ours, theirs = (statistics.median(values) for values in seconds)
-        error_ratio = statistics.median(a / b for a, b in zip(*errors, strict=True))
-        time_ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
-        error = [f"{statistics.median(values):,.0f}" for values in errors]
-        count = [f"{statistics.median(values):.0f}" for values in steps]
-        rows.append((str(k), *error, f"{error_ratio:.4f}", f"{ours:.1f}", f"{theirs:.1f}", f"{time_ratio:.2f}", *count))
+            for side, (run, limit) in enumerate(sides):
+                results: list[Any] = []
+                seconds[side].append(
+                    watch.seconds(lambda *a, run=run, out=results: out.extend(run(*a)), x, k, turn, limit)
+                )
+                errors[side].append(inertia_of(x, results[0]))
+                steps[side].append(results[1])
+        error = [f"{statistics.median(values):,.0f}" if values else "" for values in errors]
+        count = [f"{statistics.median(values):.0f}" if values else "" for values in steps]
+        spent = [f"{statistics.median(values):.1f}" if values else "" for values in seconds]
+        error_ratio, time_ratio = ("", "")
+        if len(sides) == 2:
+            error_ratio = f"{statistics.median(a / b for a, b in zip(*errors, strict=True)):.4f}"
+            time_ratio = f"{statistics.median(a / b for a, b in zip(*seconds, strict=True)):.2f}"
+        rows.append((str(k), *error, error_ratio, *spent, time_ratio, *count))
         print("k-means", rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -222,7 +230,7 @@ def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
-def report(args: argparse.Namespace, x: torch.Tensor, tables: list[str]) -> str:
+def report(args: argparse.Namespace, x: torch.Tensor, tables: list[str], watch: Stopwatch) -> str:
     versions = f"torch {torch.__version__}，numpy {np.__version__}，Python {platform.python_version()}"
     try:
         versions += f"，faiss-cpu {import_faiss().__version__}"
@@ -232,12 +240,13 @@ def report(args: argparse.Namespace, x: torch.Tensor, tables: list[str]) -> str:
     lines = [
         "# 训练速度",
         "",
-        f"- 日期：{datetime.date.today()}；硬件：{args.hardware or platform.machine()}，{os.cpu_count()} 核",
-        f"- 一个线程，CPU 时间，中位数；一步训练交错 {args.rounds} 轮，k-means {args.kmeans_rounds} 轮、每轮换种子",
+        f"- 日期：{datetime.date.today()}；硬件：{args.hardware or watch.hardware()}，{os.cpu_count()} 核",
+        f"- {'前后同步的墙上时间' if watch.is_cuda else '一个线程，CPU 时间'}，中位数",
+        f"- 一步训练交错 {args.rounds} 轮，k-means {args.kmeans_rounds} 轮、每轮换种子",
         f"- 版本：{versions}",
         f"- 矩阵乘积内核：{kernel_names()}",
         f"- 数据：{source}，{len(x)} 行 × {x.shape[1]} 维；`kmeans_iterations={args.kmeans_iterations}`",
-        f"- 命令：`{args.command}`",
+        f"- 命令：`{command_line(args)}`",
         "",
     ]
     return "\n".join(lines + tables)
@@ -253,31 +262,32 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kmeans-rounds", type=int, default=3, help="k-means 交错多少轮")
     default = TrainerConfig().kmeans_iterations
     parser.add_argument("--kmeans-iterations", type=int, default=default, help="我们的迭代上限，默认与训练器相同")
+    parser.add_argument("--device", default="cpu", help="cpu 或 cuda")
     parser.add_argument("--seed", type=int, default=11, help="取行的种子：numpy default_rng 的排列")
     parser.add_argument("--hardware", default="", help="硬件的文字说明，写进结果")
     parser.add_argument("--output", help="把表格也写进这个 .md 文件")
-    args = parser.parse_args()
-    words = ["vectors.npy" if word == args.features else word for word in sys.argv[1:]]  # 结果里不写本机路径
-    args.command = " ".join(["python benchmarks/bench_train.py", *(f"'{w}'" if " " in w else w for w in words)])
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
+    watch = Stopwatch(args.device)
     data = load_features(args.features, args.rows, args.seed)
-    x = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))].contiguous()
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))
+    x = data[order].contiguous().to(watch.device)
     tables: list[str] = []
     if args.batch_sizes:
         heads = ("批大小", "semid ms", "草稿 ms", "倍数", "semid 峰值内存 MB", "草稿峰值内存 MB")
         tables += ["## 一步训练（1024 / 4096 / 16384）", ""]
-        tables += table(heads, bench_steps(x, args.batch_sizes, args.rounds))
+        tables += table(heads, bench_steps(x, args.batch_sizes, args.rounds, watch))
     if args.sizes:
-        heads = ("K", "semid inertia", "faiss inertia", "inertia 比", "semid CPU s", "faiss CPU s", "时间比")
-        results = bench_kmeans(x, args.sizes, args.kmeans_rounds, args.kmeans_iterations)
+        heads = ("K", "semid inertia", "faiss inertia", "inertia 比")
+        heads += (f"semid {watch.unit}", f"faiss {watch.unit}", "时间比")
+        results = bench_kmeans(x, args.sizes, args.kmeans_rounds, args.kmeans_iterations, watch)
         tables += ["## k-means", ""]
         tables += table((*heads, "semid 迭代", "faiss 迭代"), results)
-    text = report(args, x, tables)
+    text = report(args, x, tables, watch)
     print(text)
     if args.output:
         Path(args.output).write_text(text, encoding="utf-8")

@@ -1,42 +1,65 @@
 """束搜索的后备路径（NumPy 片与 torch 片），与编译路径同一定义、逐位相同的结果。
 
-有内积表的层，z 与码本乘一次，每条路径减去自己的表行；没有表的层，全部路径的残差并成 (n·w, H) 直接乘。
-定义与误差界见 `beam.py`。
+有内积表的层，z 与码本只乘一次，得分与内积表都是 int16 定点数：每条路径减去自己的表行，一个得分只搬两三个字节。定点数按
+2¹⁶ 取模，z·c 与 q·c 各自绕回几圈都无妨，只要最后的得分落在范围里；落不进范围的行、定点数分不清的行，改走没有表的
+办法：残差直接与码本相乘，按 float32 与各码字自己的范数定界。那样还分不清的行才与全部码字比。定义与误差界见 `beam.py`。
 
-形状字母：n 一块行数，w 每行的路径数（各行补齐到同样多，空位误差为 inf），M 束宽，T 一片码字数，G = T/32 组数，
-m 候选（行，路径，编号）数。
+形状字母：n 一块行数，m 一块行的路径数（平铺，同一行的相邻），M 束宽，T 一片码字数，S 此前各层码字数之和，
+G = K'/8 组数，J 粗组数，h 够得着界的（路径，组）数。
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence, Tuple
+import math
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
 
-from ._search_tiles import distance, full_precision
+from ._search_tiles import distance, full_precision, multiply
 from .search import PreparedCodebook
 
-__all__ = ["TILE", "search"]
+__all__ = ["TILE", "search", "to_fixed", "unit_of"]
 
-_GROUP = 32
+_GROUP = 8  # K' 是它的倍数；一片里相隔 T/8 的八个码字一组，组内取最大因此是长条的逐元素比较
 TILE = 1024  # T；内积表也按它分片，一片连续存放
-_PAIRS = 2048  # 一次裁决多少对：float64 的中间量占几 MB
-_PATHS = {"cpu": 2048, "cuda": 16384}  # 一块约多少条路径：得分 (n·w, T) 在 CPU 上占 8 MB，轮流用一片内积表
+_PAIRS = 512  # 一次裁决多少对：float64 的中间量不出 L2
+_PATHS = {"cpu": 4096, "cuda": 16384}  # 一块约多少条路径
+_CHUNK = {"cpu": 256, "cuda": 1 << 30}  # 一次减多少条路径的表：两个缓冲区共 1 MB，留在 L2 里
+_SCORES = {"cpu": 1 << 23, "cuda": 1 << 27}  # 没有表时一次留多少个 float32 得分
+_LARGEST, _LOWEST = 32700, -32768  # 定点得分的范围；填充与重复的码字恒为后者
+_LEAST = torch.finfo(torch.float32).min  # 有限：填充的得分 −inf 永远够不着
+_REACH = 2.0  # 定点数的范围按 ‖r‖ ≤ 2·max‖c‖ 取：再大，精度白白浪费
 
 Bound = Tuple[float, ...]
+Found = Tuple[torch.Tensor, torch.Tensor]  # 候选的（路径下标，编号）
+
+
+class _Scratch:
+    """各块、各层轮流用的大数组：每次重新申请，缺页中断比运算还贵。"""
+
+    def __init__(self) -> None:
+        self._parts: Dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, like: torch.Tensor, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        """一个未初始化的数组；同名的上一个随之作废。"""
+        count = math.prod(shape)
+        part = self._parts.get(name)
+        if part is None or len(part) < count:
+            part = self._parts[name] = like.new_empty(count, dtype=dtype)
+        return part[:count].view(shape)
 
 
 class _Beam(NamedTuple):
-    """一块行当前的路径，每行按编号字典序排列。"""
+    """一块行当前的路径，同一行的相邻，行内按编号字典序排列。"""
 
-    codes: torch.Tensor  # (n, w, l)
-    slots: torch.Tensor  # (n, w, l) 在内积表里的行号：此前各层码字数之和 + 编号
-    reach: torch.Tensor  # (n, w) Σ‖q‖
-    residual: torch.Tensor  # (n, w, H)
-    error: torch.Tensor  # (n, w) float64；空位是 inf
-    paths: torch.Tensor  # (n,) 实有几条
-    greedy: torch.Tensor  # (n,) 贪心路径在第几个
+    row: torch.Tensor  # (m,) 第几行，递增
+    codes: torch.Tensor  # (m, l)
+    slots: torch.Tensor  # (m, l) 在内积表里的行号：此前各层码字数之和 + 编号
+    reach: torch.Tensor  # (m,) float64 Σ‖q‖ 的上界
+    residual: torch.Tensor  # (m, H)
+    error: torch.Tensor  # (m,) float64
+    greedy: torch.Tensor  # (m,) bool 贪心路径，每行恰好一条
 
 
 def search(
@@ -48,202 +71,346 @@ def search(
     errors: torch.Tensor,
 ) -> None:
     """`z` (B, H) 的路径与误差写进 `codes` (B, M, L) 与 `errors` (B, M)，按块进行。"""
-    beam_size = codes.shape[1]
-    step = max(1, _PATHS.get(z.device.type, 1024) // beam_size)
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False), full_precision(z.device):
+    step, scratch = max(1, _PATHS.get(z.device.type, 1024) // codes.shape[1]), _Scratch()
+    quiet = np.errstate(over="ignore", invalid="ignore")  # 大到溢出的行另按定义比较，不必警告
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False), full_precision(z.device), quiet:
         for start in range(0, z.shape[0], step):
             part = z[start : start + step]
-            n = part.shape[0]
-            none = part.new_zeros(n, 1, 0, dtype=torch.int64)
-            one = part.new_ones(n, dtype=torch.int64)
-            zero = part.new_zeros(n, 1)
-            beam = _Beam(none, none, zero, part[:, None], zero.double(), one, 0 * one)
+            row = torch.arange(part.shape[0], device=z.device)
+            none, zero = row.new_zeros(len(row), 0), part.new_zeros(len(row), dtype=torch.float64)
+            beam = _Beam(row, none, none, zero, part, zero, row >= 0)
             first = 0
             for book, table in zip(books, tables, strict=True):
-                beam = _extend(beam, part, book, table, bound, beam_size)
-                beam = beam._replace(slots=torch.cat([beam.slots, beam.codes[:, :, -1:] + first], 2))
+                beam = _extend(beam, part, book, table, bound, codes.shape[1], scratch)
+                beam = beam._replace(slots=torch.cat([beam.slots, beam.codes[:, -1:] + first], 1))
                 first += book.size
-            _write(beam, codes[start : start + n], errors[start : start + n])
+            _write(beam, codes[start : start + step], errors[start : start + step])
 
 
 def _write(beam: _Beam, codes: torch.Tensor, errors: torch.Tensor) -> None:
     """按误差排序（稳定，所以并列的保持字典序）后写出；贪心路径是多带的那一条时，它顶替最后一名。"""
-    limit = codes.shape[1]
-    error, order = torch.sort(beam.error, dim=1, stable=True)
-    if error.shape[1] > limit:
-        extra = beam.paths > limit
-        error[extra, limit - 1], order[extra, limit - 1] = error[extra, limit], order[extra, limit]
-    width = min(limit, error.shape[1])
-    path = beam.codes.gather(1, order[:, :width, None].expand(-1, -1, beam.codes.shape[2]))
-    empty = torch.arange(width, device=error.device) >= beam.paths[:, None]
-    errors[:, :width] = error[:, :width]
-    codes[:, :width] = path.masked_fill(empty[:, :, None], -1)
+    order = _lexsort(beam.row, beam.error)
+    row = beam.row[order]
+    rank = _rank(row, len(codes)).clamp(max=codes.shape[1] - 1)
+    # 多带的贪心路径是它那一行的最后一条；名次压到末位，与原来的末位同格，顺序写就留下它
+    last = torch.ones_like(row, dtype=torch.bool)
+    last[:-1] = (row[1:] != row[:-1]) | (rank[1:] != rank[:-1])
+    row, rank, order = row[last], rank[last], order[last]
+    codes[row, rank] = beam.codes[order]
+    errors[row, rank] = beam.error[order]
 
 
 def _extend(
-    beam: _Beam, z: torch.Tensor, book: PreparedCodebook, table: torch.Tensor | None, bound: Bound, beam_size: int
+    beam: _Beam,
+    z: torch.Tensor,
+    book: PreparedCodebook,
+    table: torch.Tensor | None,
+    bound: Bound,
+    beam_size: int,
+    scratch: _Scratch,
 ) -> _Beam:
     """接上一层：提名，裁决，留下前 `beam_size` 名与贪心路径。"""
-    n, w = beam.error.shape
-    slot, code, crowded = _nominate(beam, z, book, table, bound, beam_size)
-    x = beam.residual.reshape(n * w, -1)
-    pairs = zip(slot.split(_PAIRS), code.split(_PAIRS), strict=True)
-    error = torch.cat([_error(x[s], book.table[c, :-1]) for s, c in pairs])  # (m,)
-    for row in crowded.nonzero()[:, 0].tolist():
-        full = _brute_force(beam, row, book, beam_size)
-        slot, code, error = (torch.cat(pair) for pair in zip((slot, code, error), full, strict=True))
-    return _keep(beam, book, slot, code, error, beam_size)
-
-
-def _nominate(
-    beam: _Beam, z: torch.Tensor, book: PreparedCodebook, table: torch.Tensor | None, bound: Bound, beam_size: int
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """候选的（路径下标，编号），以及候选太多、要与全部码字比的行 (n,)。"""
-    n, w = beam.error.shape
-    scorer = _Scorer(beam, z, book, table)
-    half = 0.5 * beam.error.reshape(-1).float()  # (n·w,) 得分里减去的 E/2
-    norm, rest, crowded = _margins(beam, scorer.reach, half, book, bound)
-    valid = (torch.arange(w, device=z.device) < beam.paths[:, None]) & ~crowded[:, None]
-    half = torch.where(valid.view(-1), half, torch.inf)  # 空位与挤爆的行不再提名
-    top = z.new_full((n, beam_size), -torch.inf)  # (n, M) 目前最好的 M 个得分下界
-    low_greedy = z.new_full((n,), -torch.inf)
-    greedy = torch.arange(n, device=z.device) * w + beam.greedy  # (n,) 贪心路径的下标
+    n = len(z)
+    norm = _upper_norm(beam.residual)  # (m,)
+    rest = torch.ones(n, dtype=torch.bool, device=z.device)  # (n,) 还没有候选的行
+    lost = _any(~(norm <= bound[0]), beam.row, n) if book.top_norm <= bound[0] else rest
     found = []
-    for start in range(0, book.table.shape[0], TILE):
-        scores = scorer.tile(start)  # (n·w, 32, G)：一组是步长为 G 的 32 个码字
-        part_norm = book.norm[start : start + TILE].view(_GROUP, -1)  # (32, G)
-        wide = part_norm.amax(0)  # (G,)
-        slack = torch.outer(norm, bound[1] * wide) + (bound[2] * wide * wide + rest[:, None])  # (n·w, G)
-        best = scores.amax(1) - half[:, None]
-        lower = best - slack
-        # 每组最大值是不同的候选，所以它们的第 M 大也是全部候选第 M 大的下界
-        top = torch.cat([top, lower.view(n, -1)], 1).topk(beam_size, dim=1).values
-        low_greedy = torch.maximum(low_greedy, lower[greedy].amax(1))
-        bar = _bar(top, low_greedy, greedy, w)
-        hit = best + slack >= bar[:, None]
-        if torch.count_nonzero(hit) > 2 * beam_size * n:  # 平均多出许多，才逐行查看是谁挤爆了：候选的总量因此有界
-            crowded |= hit.view(n, -1).sum(1) > 8 * beam_size + 64
-            hit &= ~crowded.repeat_interleave(w)[:, None]
-        slot, group = hit.nonzero(as_tuple=True)  # (m',)
-        own = part_norm.T[group]  # (m', 32)
-        high = scores[slot, :, group] - half[slot, None]
-        high += own * (bound[1] * norm[slot, None] + bound[2] * own) + rest[slot, None]
-        pair, member = (high >= bar[slot, None]).nonzero(as_tuple=True)
-        found.append((slot[pair], start + member * part_norm.shape[1] + group[pair], high[pair, member]))
-    slot, code, high = (torch.cat(parts) for parts in zip(*found, strict=True))
-    keep = (high >= _bar(top, low_greedy, greedy, w)[slot]) & ~crowded[slot // w]
-    return slot[keep], code[keep], crowded
+    if table is not None:
+        fixed = _Fixed(beam, z, book, table, bound, norm, scratch)
+        rest = _any(~fixed.fits, beam.row, n)
+        part, crowded = _nominate(fixed, beam, ~(rest | lost), beam_size)
+        found, rest = [part], rest | crowded
+    rows = (rest & ~lost).nonzero()[:, 0]
+    most = max(1, _SCORES.get(z.device.type, 1 << 23) // len(book.table) * n // len(beam.row))
+    for some in rows.split(most) if len(rows) else ():
+        mask = torch.zeros_like(rest)
+        mask[some] = True
+        ids = mask[beam.row].nonzero()[:, 0]
+        sub = _Beam(*(field[ids] for field in beam))
+        (path, code), crowded = _nominate(_Direct(sub, book, bound, norm[ids], scratch), sub, mask, beam_size)
+        found.append((ids[path], code))
+        lost = lost | crowded
+    path, code = (torch.cat(parts) for parts in zip(*found, strict=True)) if found else 2 * [rows[:0]]
+    pairs = zip(path.split(_PAIRS), code.split(_PAIRS), strict=True)
+    error = torch.cat([_error(beam.residual.index_select(0, p), _words(book, c)) for p, c in pairs])
+    for row in lost.nonzero()[:, 0].tolist():
+        full = _brute_force(beam, row, book, beam_size)
+        path, code, error = (torch.cat(pair) for pair in zip((path, code, error), full, strict=True))
+    return _keep(beam, book, path, code, error, beam_size)
 
 
-def _margins(
-    beam: _Beam, reach: torch.Tensor, half: torch.Tensor, book: PreparedCodebook, bound: Bound
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """误差界里的 W (n·w,)、与码字无关的部分 (n·w,)，以及范数大到 float32 可能溢出的行 (n,)。"""
-    limit, _, _, eta, tau, drift, _ = bound
-    rest = eta * reach * reach + 2 * drift * half + tau * (1 + reach + book.top_norm)
-    far = ~(reach <= limit) if book.top_norm <= limit else torch.ones_like(reach, dtype=torch.bool)
-    return reach, rest, far.view(beam.error.shape).any(1)
+def _nominate(scorer: _Fixed | _Direct, beam: _Beam, rows: torch.Tensor, beam_size: int) -> Tuple[Found, torch.Tensor]:
+    """`rows` (n,) 标出的行的候选，以及其中候选太多、这种得分分不清的行 (n,)。"""
+    n = len(rows)
+    count = torch.bincount(beam.row, minlength=n)  # (n,)
+    lower = scorer.lower()  # (m, J) float64，各是不同候选的得分下界
+    padded = lower.new_full((n, int(count.max()), lower.shape[1]), -torch.inf)
+    padded[beam.row, _rank(beam.row, n)] = lower
+    padded = padded.view(n, -1)
+    if padded.shape[1] < beam_size:
+        bar = padded.new_full((n,), -torch.inf)
+    else:
+        bar = padded.topk(beam_size, dim=1).values[:, -1]  # (n,) 全部候选第 M 大的下界
+    bar = torch.where(rows, bar, torch.inf)[beam.row]  # (m,)
+    # 贪心路径还要留住它自己最近的码字
+    bar = torch.where(beam.greedy & rows[beam.row], torch.minimum(bar, lower.amax(1)), bar)
+    hit = scorer.hits(bar)  # (m, J)
+    crowded = torch.zeros_like(rows)
+    if torch.count_nonzero(hit) > 2 * beam_size * n:  # 平均多出许多，才逐行查看是谁挤爆了：候选的总量因此有界
+        crowded = torch.zeros_like(count).index_add_(0, beam.row, hit.sum(1)) > 8 * beam_size + 64
+        hit &= ~crowded[beam.row][:, None]
+    path, group = hit.nonzero(as_tuple=True)  # (h,)
+    path, code = scorer.members(path, group, bar)
+    crowded |= torch.bincount(beam.row[path], minlength=n) > 8 * beam_size + 64
+    keep = ~crowded[beam.row[path]]
+    return (path[keep], code[keep]), crowded
 
 
-class _Scorer:
-    """一片片地给出得分 z·c − Σ q·c − ‖c‖²/2（有表）或 r·c − ‖c‖²/2（没有表）。
+class _Direct:
+    """残差直接与码本相乘的得分 r·c − ‖c‖²/2，float32；误差界用各码字自己的范数，W = ‖r‖。"""
+
+    def __init__(
+        self, beam: _Beam, book: PreparedCodebook, bound: Bound, norm: torch.Tensor, scratch: _Scratch
+    ) -> None:
+        self._book, self._slope, self._curve = book, bound[1], bound[2]
+        self._norm, self._half = norm, 0.5 * beam.error
+        self._rest = _rest(norm, beam.error, book, bound)
+        x1 = torch.cat([beam.residual, beam.residual.new_ones(len(norm), 1)], 1)
+        self._scores, best = [], []
+        whole = scratch.take("scores", x1, x1.dtype, len(x1) * len(book.table))
+        for part in book.table.split(TILE):
+            scores, whole = whole[: len(x1) * len(part)].view(len(x1), -1), whole[len(x1) * len(part) :]
+            self._scores.append(_product(x1, part, book.path, scores))
+            best.append(scores.unflatten(1, (_GROUP, -1)).amax(1))
+        self._best = torch.cat(best, 1)  # (m, G)
+        wide = torch.cat([part.view(_GROUP, -1).amax(0) for part in book.norm.split(TILE)])  # (G,)
+        self._slack = torch.outer(norm.float(), self._slope * wide) + (self._curve * wide * wide + self._rest[:, None])
+
+    def lower(self) -> torch.Tensor:
+        return (self._best - self._slack) - self._half[:, None]
+
+    def hits(self, bar: torch.Tensor) -> torch.Tensor:
+        return self._best >= (bar + self._half).clamp(min=_LEAST)[:, None] - self._slack
+
+    def members(self, path: torch.Tensor, group: torch.Tensor, bar: torch.Tensor) -> Found:
+        """够得着的组 (h,) 里够得着的码字。"""
+        code = _members(group, len(self._book.table))  # (h, 8)
+        own = self._book.norm[code].double()
+        high = _gather(self._scores, path, code) + own * (self._slope * self._norm[path, None] + self._curve * own)
+        high = high + self._rest[path, None]
+        pair, member = (high >= (bar + self._half).clamp(min=_LEAST)[path, None]).nonzero(as_tuple=True)
+        return path[pair], code[pair, member]
+
+
+class _Fixed:
+    """查表的得分 z·c − ‖c‖²/2 − Σ q·c，int16 定点数，单位 `unit_of(book)`；误差界用全层最大的范数。
 
     Attributes:
-        reach: (n·w,) 误差界里的 W：有表时 ‖z‖ + Σ‖q‖，没有表时 ‖r‖，都是上界；空位是 0 或很小的数。
+        fits: (m,) bool，这条路径的每个得分连同误差都落在定点数的范围里。
     """
 
-    def __init__(self, beam: _Beam, z: torch.Tensor, book: PreparedCodebook, table: torch.Tensor | None) -> None:
-        n, w = beam.error.shape
-        self._book, self._table = book, table
-        x = beam.residual.reshape(n * w, -1) if table is None else z
-        self._x1 = torch.cat([x, x.new_ones(len(x), 1)], 1)
-        # ‖x‖ 的上界，同 _search_tiles
-        norm = torch.linalg.vector_norm(x, dim=1) + x.shape[1] ** 0.5 * 2.0**-62
-        self.reach = norm * (1 + (x.shape[1] + 8) * 2.0**-24)
-        if table is not None:
-            self._slots = beam.slots.reshape(n * w, -1)  # (n·w, l)
-            prefix = beam.reach.view(-1) * (1 + 2.0**-20)  # (n·w,) Σ‖q‖ 的上界
-            self.reach = (self.reach.repeat_interleave(w) + prefix) * (1 + 2.0**-20)
+    def __init__(
+        self,
+        beam: _Beam,
+        z: torch.Tensor,
+        book: PreparedCodebook,
+        table: torch.Tensor,
+        bound: Bound,
+        norm: torch.Tensor,
+        scratch: _Scratch,
+    ) -> None:
+        self._book, self._table, self._row, self._slots = book, table, beam.row, beam.slots
+        self._unit, top = unit_of(book), book.top_norm
+        reach = (_upper_norm(z)[beam.row] + beam.reach) * (1 + 2.0**-40)  # (m,) W
+        self._half = 0.5 * beam.error
+        slack = _rest(reach, beam.error, book, bound) + top * (bound[1] * reach + bound[2] * top)
+        self._slack = slack + (0.5 * beam.slots.shape[1] + 1) * self._unit  # 各个 q·c 四舍五入，z·c 截去尾数
+        most = torch.maximum(norm * top + 0.5 * top * top, 0.5 * norm * norm) + self._slack
+        # 取整之前的 z·c 与 q·c 要放得进 int32，才谈得上取模
+        self.fits = (most <= _LARGEST * self._unit) & ((reach + top) * top <= 2.0**30 * self._unit)
+        lanes = min(TILE, len(book.table)) // _GROUP
+        self._coarse = table.new_full((len(norm), lanes), _LOWEST)  # (m, J)
+        self._scores: List[torch.Tensor] = []
+        self._groups: List[torch.Tensor] = []  # 每片的组内最大 (m, T/8)
+        self._score(torch.where(_any(~self.fits, beam.row, len(z))[:, None], 0.0, z), scratch)
 
-    def tile(self, start: int) -> torch.Tensor:
-        """从第 `start` 个码字起一片的得分 (n·w, 32, G)；下一次调用会覆盖它。"""
-        part = self._book.table[start : start + TILE]  # (T, H+1)
-        if self._book.path == "numpy":  # NumPy 的 BLAS 在 CPU 上快得多
-            with np.errstate(over="ignore", invalid="ignore"):  # 大到溢出的行另按定义比较，不必警告
-                product = torch.from_numpy(np.matmul(self._x1.numpy(), part.numpy().T))  # (n 或 n·w, T)
-        else:
-            product = self._x1 @ part.T
-        if self._table is None:
-            return product.view(len(product), _GROUP, -1)
-        size = self._table.numel() // self._book.table.shape[0]  # S
-        piece = self._table[start * size : (start + len(part)) * size].view(size, len(part))  # (S, T)
-        # 一次读、一次写就加完各层的表行；逐层取行再相减要多走几遍内存
-        scores = torch.nn.functional.embedding_bag(self._slots, piece, mode="sum")  # (n·w, T)
-        paths = scores.view(len(product), -1, len(part))  # (n, w, T)
-        torch.sub(product[:, None], paths, out=paths)
-        return scores.view(-1, _GROUP, len(part) // _GROUP)
+    def _score(self, z: torch.Tensor, scratch: _Scratch) -> None:
+        """z·c 的定点数、各路径的组内最大与粗组最大。"""
+        book, height, m = self._book, len(self._book.table), len(self._row)
+        size, width, short = self._table.numel() // height, min(TILE, height), torch.int16  # S
+        x1 = torch.cat([z, z.new_ones(len(z), 1)], 1).div_(self._unit)  # 先除：不必再走一遍得分
+        plain = scratch.take("product", x1, x1.dtype, len(z) * width)
+        whole = scratch.take("whole", x1, torch.int32, len(z) * width)
+        every, groups = (scratch.take(n, x1, short, k * height) for n, k in (("fixed", len(z)), ("groups", m)))
+        chunk = min(m, _CHUNK.get(z.device.type, 256))
+        buffers = scratch.take("chunk", x1, short, 2, chunk * width)
+        dead = book.twin.nonzero()[:, 0]
+        edges = torch.searchsorted(dead, torch.arange(0, height + TILE, TILE, device=z.device)).tolist()
+        parts, planned = [], 0
+        for number, start in enumerate(range(0, height, TILE)):
+            part = book.table[start : start + TILE]
+            count = len(part)
+            if count != planned:  # 末片可能窄一些，缓冲区要另行切分
+                parts, planned = self._plan(chunk, buffers[:, : chunk * count].view(2, chunk, count)), count
+            scores, counts = (b[: len(z) * count].view(len(z), count) for b in (plain, whole))
+            product = every[len(z) * start :][: len(z) * count].view(len(z), count)
+            product.copy_(counts.copy_(_product(x1, part, book.path, scores)))  # int32 → int16 就是取模
+            if edges[number] < edges[number + 1]:
+                product.index_fill_(1, dead[edges[number] : edges[number + 1]] - start, _LOWEST)
+            best = groups[m * start // _GROUP :][: m * count // _GROUP].view(m, -1)
+            piece = self._table[start * size : (start + count) * size].view(size, count)  # (S, T)
+            for (row, slots, value, words, grouped), target in zip(parts, best.split(chunk), strict=True):
+                torch.index_select(product, 0, row, out=value)
+                for slot in slots:
+                    value -= torch.index_select(piece, 0, slot, out=words)
+                torch.amax(grouped, 1, out=target)
+            coarse = self._coarse[:, : best.shape[1]]
+            torch.maximum(coarse, best, out=coarse)
+            self._scores.append(product)
+            self._groups.append(best)
+
+    def _plan(self, chunk: int, buffers: torch.Tensor) -> List[Tuple[Any, ...]]:
+        """每段路径的（行号，各层槽位，得分缓冲区，表行缓冲区，前者按组的视图）；每片都用，所以只切一次。"""
+        out: List[Tuple[Any, ...]] = []
+        for row, slots in zip(self._row.split(chunk), self._slots.T.contiguous().split(chunk, 1), strict=True):
+            value, words = buffers[:, : len(row)].unbind(0)
+            out.append((row, slots.unbind(0), value, words, value.unflatten(1, (_GROUP, -1))))
+        return out
+
+    def lower(self) -> torch.Tensor:
+        return self._coarse.double() * self._unit - (self._half + self._slack)[:, None]
+
+    def _limit(self, bar: torch.Tensor) -> torch.Tensor:
+        """(m,) int16 门槛；向下取整，只会偏低。"""
+        limit = torch.where(bar < torch.inf, (bar + self._half - self._slack) / self._unit, torch.inf).floor()
+        return limit.clamp(_LOWEST + 1, 32767).to(torch.int16)  # 填充的码字永远够不着前者，谁也够不着后者
+
+    def hits(self, bar: torch.Tensor) -> torch.Tensor:
+        return self._coarse >= self._limit(bar)[:, None]
+
+    def members(self, path: torch.Tensor, group: torch.Tensor, bar: torch.Tensor) -> Found:
+        """够得着的粗组 (h,) → 其中够得着的组 → 够得着的码字。"""
+        limit, found = self._limit(bar), []
+        for number, best in enumerate(self._groups):
+            if best.shape[1] < self._coarse.shape[1]:
+                inside = group < best.shape[1]
+                path, group = path[inside], group[inside]
+            reached = best[path, group] >= limit[path]
+            found.append((path[reached], group[reached] + number * TILE // _GROUP))
+        path, group = (torch.cat(parts) for parts in zip(*found, strict=True))
+        code = _members(group, len(self._book.table))  # (h', 8)
+        value, start = _gather(self._scores, self._row[path], code), code // TILE * TILE
+        size, width = self._table.numel() // len(self._book.table), (len(self._book.table) - start).clamp(max=TILE)
+        for slot in self._slots[path].unbind(1):
+            value = value - self._table[start * size + slot[:, None] * width + code - start]
+        pair, member = (value >= limit[path, None]).nonzero(as_tuple=True)
+        return path[pair], code[pair, member]
 
 
-def _bar(top: torch.Tensor, low_greedy: torch.Tensor, greedy: torch.Tensor, w: int) -> torch.Tensor:
-    """(n·w,) 每条路径的门槛：第 M 大的下界；贪心路径还要留住它自己最近的码字。"""
-    bar = top[:, -1].clamp(min=torch.finfo(top.dtype).min).repeat_interleave(w)  # 有限：填充的 −inf 永远够不着
-    bar[greedy] = torch.minimum(bar[greedy], low_greedy.clamp(min=torch.finfo(top.dtype).min))
-    return bar
+def _gather(tiles: List[torch.Tensor], row: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    """各片的得分 (·, T) 里取 (h,) 行 × (h, 8) 编号 → (h, 8)。"""
+    out = tiles[0].new_empty(code.shape)
+    tile = code[:, 0] // TILE  # 一组的八个码字在同一片里
+    for number in range(len(tiles)):
+        own = (tile == number).nonzero()[:, 0]
+        out[own] = tiles[number][row[own, None], code[own] - number * TILE]
+    return out
+
+
+def unit_of(book: PreparedCodebook) -> float:
+    """一层的定点单位：‖r‖ ≤ 2·max‖c‖ 时得分 |r·c| + ‖c‖²/2 正好放得下；0 表示这一层不宜用定点数。"""
+    top = book.top_norm
+    return (_REACH + 0.5) * top * top / (_LARGEST - 100) if 1e-12 < top < 1e15 else 0.0
+
+
+def to_fixed(product: torch.Tensor, book: PreparedCodebook, start: int) -> torch.Tensor:
+    """一片内积 (S, T) → 按 2¹⁶ 取模的 int16 定点数；填充与重复的码字是 0。会改写 `product`。"""
+    product[:, book.twin[start : start + TILE]] = 0.0
+    product = product.mul_(1 / unit_of(book)).round_().clamp_(-(2.0**30), 2.0**30)
+    return product.to(torch.int32).to(torch.int16)
+
+
+def _product(x1: torch.Tensor, part: torch.Tensor, path: str, out: torch.Tensor) -> torch.Tensor:
+    """(m, H+1) 与一片码字 (T, H+1) 的乘积写进 `out` (m, T)。"""
+    if path == "numpy":
+        multiply(np, x1.numpy(), part.numpy().T, out.numpy())
+    else:
+        torch.mm(x1, part.T, out=out)
+    return out
+
+
+def _upper_norm(x: torch.Tensor) -> torch.Tensor:
+    """(…,) float64，‖x‖ 的上界，同 _search_tiles。"""
+    norm = torch.linalg.vector_norm(x, dim=1) + x.shape[1] ** 0.5 * 2.0**-62
+    return norm.double() * (1 + (x.shape[1] + 8) * 2.0**-24)
+
+
+def _rest(reach: torch.Tensor, error: torch.Tensor, book: PreparedCodebook, bound: Bound) -> torch.Tensor:
+    """(m,) 误差界里与码字无关的部分。"""
+    _, _, _, eta, tau, drift, _ = bound
+    return eta * reach * reach + drift * error + tau * (1 + reach + book.top_norm)
+
+
+def _members(group: torch.Tensor, padded: int) -> torch.Tensor:
+    """(h,) 组号 → (h, 8) 编号；末片可能不满，组内的间隔随片而变。"""
+    start = group * _GROUP // TILE * TILE
+    step = (padded - start).clamp(max=TILE) // _GROUP
+    member = torch.arange(_GROUP, device=group.device)
+    return (group + start - start // _GROUP)[:, None] + member * step[:, None]
+
+
+def _words(book: PreparedCodebook, code: torch.Tensor) -> torch.Tensor:
+    """(m,) 编号 → 码字 (m, H)；整行搬比按列切过的搬快。"""
+    return book.table.index_select(0, code)[:, :-1]
+
+
+def _any(flag: torch.Tensor, row: torch.Tensor, n: int) -> torch.Tensor:
+    """(m,) → (n,)：这一行有没有哪条路径如此。"""
+    return torch.bincount(row[flag], minlength=n) > 0
+
+
+def _rank(row: torch.Tensor, n: int) -> torch.Tensor:
+    """(m,) 递增的行号 → 各自在行内的名次。"""
+    count = torch.bincount(row, minlength=n)
+    return torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
 
 
 def _brute_force(
     beam: _Beam, row: int, book: PreparedCodebook, beam_size: int
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """一行的全部路径与全部码字按定义比较，返回各路径的前 M 名：合起来必含前 M 名与贪心的最近码字。"""
-    w = beam.error.shape[1]
     code = (~book.twin).nonzero()[:, 0]  # (K'',)
     out = []
-    for path in range(int(beam.paths[row])):
-        x = beam.residual[row, path]
-        far = torch.cat([_error(x, book.table[part, :-1]) for part in code.split(_PAIRS)])
+    for path in (beam.row == row).nonzero()[:, 0].tolist():
+        x = beam.residual[path]
+        far = torch.cat([_error(x, book.table[part, :-1]) for part in code.split(4 * _PAIRS)])
         far, order = torch.sort(far, stable=True)
         best = order[:beam_size]
-        out.append((torch.full_like(best, row * w + path), code[best], far[: len(best)]))
-    slot, code, far = (torch.cat(parts) for parts in zip(*out, strict=True))
-    return slot, code, far
+        out.append((torch.full_like(best, path), code[best], far[: len(best)]))
+    path, code, far = (torch.cat(parts) for parts in zip(*out, strict=True))
+    return path, code, far
 
 
 def _keep(
-    beam: _Beam, book: PreparedCodebook, slot: torch.Tensor, code: torch.Tensor, error: torch.Tensor, beam_size: int
+    beam: _Beam, book: PreparedCodebook, path: torch.Tensor, code: torch.Tensor, error: torch.Tensor, beam_size: int
 ) -> _Beam:
     """候选按（误差，编号字典序）排名，每行留前 `beam_size` 名与贪心，组成下一层的束。"""
-    n, w = beam.error.shape
-    order = _lexsort(slot // w, error, slot, code)
-    slot, code, error = slot[order], code[order], error[order]
-    row = slot // w
-    position = torch.arange(len(row), device=row.device)
-    first = torch.full((n,), len(row), device=row.device).scatter_reduce(0, row, position, "amin")
-    keep = position - first[row] < beam_size
-    heir = (slot == row * w + beam.greedy[row]).nonzero()[:, 0]  # 贪心路径的候选，已按（误差，编号）排好
-    nearest = torch.full((n,), len(row), device=row.device).scatter_reduce(0, row[heir], heir, "amin")  # (n,)
-    keep[nearest] = True
+    order = torch.argsort(path * len(book.table) + code)  # 互不相同；路径按字典序存放，所以这就是编号字典序
+    path, code, error = path[order], code[order], error[order]
+    n = int(beam.row[-1]) + 1
+    row = beam.row[path]
+    order = _lexsort(row, error)  # 稳定：并列的保持字典序
+    keep = torch.empty_like(row, dtype=torch.bool)
+    keep[order] = _rank(row[order], n) < beam_size
+    heir = order[beam.greedy[path[order]]]  # 贪心路径的候选，已按（行，误差，编号）排好
+    nearest = heir[_rank(row[heir], n) == 0]  # (n,)
     greedy = torch.zeros_like(keep)
     greedy[nearest] = True
-    slot, code, error, greedy = slot[keep], code[keep], error[keep], greedy[keep]
-    order = _lexsort(slot, code)
-    slot, code, error, greedy = slot[order], code[order], error[order], greedy[order]
-    row = slot // w
-    count = torch.bincount(row, minlength=n)
-    rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    width = int(count.max())
-    old = beam.residual.reshape(n * w, -1)[slot]
-    codes = beam.codes.new_zeros(n, width, beam.codes.shape[2] + 1)
-    codes[row, rank, :-1] = beam.codes.reshape(n * w, -1)[slot]
-    codes[row, rank, -1] = code
-    slots = beam.slots.new_zeros(n, width, beam.slots.shape[2])
-    slots[row, rank] = beam.slots.reshape(n * w, -1)[slot]
-    reach = old.new_zeros(n, width)
-    reach[row, rank] = beam.reach.reshape(-1)[slot] + book.norm[code]
-    residual = old.new_zeros(n, width, old.shape[1])
-    residual[row, rank] = old - book.table[code, :-1]
-    wide = error.new_full((n, width), torch.inf)
-    wide[row, rank] = error
-    return _Beam(codes, slots, reach, residual, wide, count, rank[greedy])
+    keep |= greedy
+    path, code, error, greedy, row = path[keep], code[keep], error[keep], greedy[keep], row[keep]
+    reach = beam.reach[path] + book.norm[code].double()
+    residual = beam.residual.index_select(0, path) - _words(book, code)
+    return _Beam(row, torch.cat([beam.codes[path], code[:, None]], 1), beam.slots[path], reach, residual, error, greedy)
 
 
 def _error(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -251,9 +418,7 @@ def _error(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(distance(x, c), nan=torch.inf, posinf=torch.inf)
 
 
-def _lexsort(*keys: torch.Tensor) -> torch.Tensor:
-    """按多个键排序的下标，第一个键最要紧。"""
-    order = torch.arange(len(keys[0]), device=keys[0].device)
-    for key in reversed(keys):
-        order = order[torch.sort(key[order], stable=True).indices]
-    return order
+def _lexsort(row: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """按（行，误差）排序的下标，稳定。"""
+    order = torch.sort(error, stable=True).indices
+    return order[torch.sort(row[order], stable=True).indices]

@@ -25,7 +25,9 @@ _VERSION = 3  # 与 _native.cpp 的 semid_version 一致，不一致说明留着
 _ISAS = ("generic", "avx2", "avx512")  # 下标即 _native.cpp 里的编号
 _TILE_ROWS = (4, 6, 14)  # 各指令集一片瓦片的行数；每段取它的倍数，才没有半空的瓦片
 _CHUNK = 4200  # 一个线程一次最多领的行数，是它们的公倍数；束搜索靠它让几千行轮流用一片内积表
-_WORTH_THREADS = 1 << 25  # 乘加次数低于它（约 1 毫秒）时开线程不划算
+# 乘加次数低于它（一个线程约 20 毫秒）就用一个线程：忙机器上被叫醒的线程可能要等一个时间片，活太短便赔本
+_WORTH_THREADS = 1 << 31
+_FINE = 252  # 几个线程分活时一段不少于这么多行：再短，每段都要把码本从头读一遍
 
 
 class _Book(ctypes.Structure):
@@ -134,7 +136,7 @@ def beam_search(
         path, error = codes.data_ptr() + 8 * size * levels * start, errors.data_ptr() + 8 * size * start
         return library.semid_beam(ctypes.byref(native), isa, source, rows, path, error)
 
-    _in_threads(part, z.shape[0], _TILE_ROWS[isa], threads, first * z.shape[1])
+    _in_threads(part, z.shape[0], _TILE_ROWS[isa], threads, first * z.shape[1], _CHUNK)
 
 
 def _native_book(book: PreparedCodebook) -> _Book:
@@ -144,11 +146,14 @@ def _native_book(book: PreparedCodebook) -> _Book:
     return _Book(*(t.data_ptr() for t in data), book.size, book.width, panels, book.top_norm, *book.bound)
 
 
-def _in_threads(part: Callable[[int, int], int], count: int, unit: int, threads: int, work_per_row: int) -> None:
-    """`count` 行分段交给几个线程：`part(start, rows)` 做一段，返回非 0 表示内存不足。"""
+def _in_threads(
+    part: Callable[[int, int], int], count: int, unit: int, threads: int, work_per_row: int, fine: int = _FINE
+) -> None:
+    """`count` 行分段交给几个线程：`part(start, rows)` 做一段，返回非 0 表示内存不足；一段约不少于 `fine` 行。"""
     if count * work_per_row < _WORTH_THREADS:
         threads = 1
-    pieces = -(-max(count, 1) // (_CHUNK * threads)) * threads  # 各线程段数相同，段长也相近
+    each = 1 if threads == 1 else min(4, max(1, count // (threads * fine)))  # 多分几段：谁先做完谁多领，少等最后一段
+    pieces = max(each, -(-max(count, 1) // (_CHUNK * threads))) * threads  # 段长相近
     chunk = -(-count // (pieces * unit)) * unit
     starts, failed = itertools.count(0, chunk or 1), []
 

@@ -17,10 +17,14 @@
 - r 是逐层舍入的减法，‖r − (z − Σ q_j)‖ ≤ u·Σ‖r_j‖ ≤ (L − 1)·u·W(1 + …)，又给 W‖c‖ 添 (L − 1)u：这些都在 4L 项里；
 - 0.6γ‖c‖² 同 search.py；‖r‖² 用 E 代替，二者相差每个元素一次舍入，即 2uE，8uE 里其余留给后备路径的 float32 比较；
 - 编译路径的表是定点数，单位 ‖q‖·max‖c‖/32766（在同一面板里取 max）：添 (1.05·2⁻¹⁶ + 2Lu)·Σ‖q‖·max‖c‖，含换算的舍入；
+- 后备路径的表与 z·c 都是定点数，全层一个单位 v = 2.5·max‖c‖²/32600：z·c 截去尾数、至多 L − 1 个 q·c 四舍五入，添
+  (L + 1)·v/2；换算的乘除各舍入一两次，占减表那一项（定点数相减没有舍入）；W 与码字的范数都取上界。只用于 |s| 与误差合
+  起来放得进 ±32700·v 的路径，即大致 ‖r‖ ≤ 2·max‖c‖，否则那一行直接乘；
 - η = (H + 16)·2⁻⁵³ 覆盖 float64 定义的舍入，τ = (L + 1)·m·2⁻¹²⁴ 覆盖下溢，同 search.py。
 
-内存：编译路径一块行几 MB。默认规模（1024/4096/16384）的内积表是 8 + 160 MiB，后备路径用 float32，加倍。`max_bytes` 是
-上限，从低层往高层、放得下的层才建。束宽 4、256 维、编译路径：全部建好约为贪心的 1.5 倍时间，一张也不建约为 3.9 倍。
+内存：编译路径一块行几 MB，后备路径六七十 MB。默认规模（1024/4096/16384）的内积表是 8 + 160 MiB。`max_bytes` 是上限，
+从低层往高层、放得下的层才建。束宽 4、256 维：编译路径全部建好约为贪心的 1.5 倍时间（1,024 行以下的小批 1.7–2.3 倍），
+一张也不建约为 3.9 倍；后备路径建好约为它自己的贪心的 2.7 倍。
 
 形状字母：B 行数，H 宽度，L 层数，K 码字数，M 束宽，P = K'/32 面板数，S 本层之前各层码字数之和。
 """
@@ -45,8 +49,8 @@ class InnerProducts:
     """各层码字与此前各层码字的内积。
 
     Attributes:
-        tables: L 个一维张量（S·K' 个数）或 None，按片存放：编译路径 int16 定点数，一片 32 个码字（一个面板），即
-            (P, S, 32)；后备路径 float32，一片 1024 个。片在最外：算一片码字时只碰表里连续的一段，整块行轮流用它。
+        tables: L 个一维 int16 张量（S·K' 个定点数）或 None，按片存放：编译路径一片 32 个码字（一个面板），即
+            (P, S, 32)；后备路径一片 1024 个。片在最外：算一片码字时只碰表里连续的一段，整块行轮流用它。
     """
 
     def __init__(self, books: Sequence[PreparedCodebook]) -> None:
@@ -79,8 +83,8 @@ class InnerProducts:
         self._rows += rows
         before, native = 0, self._books[0][0].table.ndim == 3  # S
         for level, (book, _) in enumerate(self._books):
-            size = (2 if native else 4) * before * book.twin.shape[0]
-            if level == 0 or size > max_bytes:
+            size = 2 * before * book.twin.shape[0]
+            if level == 0 or size > max_bytes or not (native or _beam_tiles.unit_of(book)):
                 self.tables[level] = None
             else:
                 max_bytes -= size
@@ -156,7 +160,7 @@ def _table(weights: Sequence[torch.Tensor], books: Sequence[PreparedCodebook], l
     native, padded = book.table.ndim == 3, book.twin.shape[0]
     prefix = torch.cat([w.detach() for w in weights[:level]])  # (S, H)
     size, gain = prefix.shape[0], _gain(books[:level])  # (S,)
-    table = weight.new_empty(size * padded, dtype=torch.int16 if native else torch.float32)
+    table = weight.new_empty(size * padded, dtype=torch.int16)
     with torch.autocast(weight.device.type, enabled=False), _search_tiles.full_precision(weight.device):
         for start in range(0, padded, _beam_tiles.TILE):
             part = weight[start : start + _beam_tiles.TILE]
@@ -167,5 +171,7 @@ def _table(weights: Sequence[torch.Tensor], books: Sequence[PreparedCodebook], l
                 product /= gain[:, None]  # 分两次除：两个小数的积会下溢
                 product = product.unflatten(1, (-1, _PANEL)).div_(step[:, None])  # (S, T/32, 32)
                 product = product.round_().clamp_(-_LARGEST, _LARGEST).transpose(0, 1)  # (T/32, S, 32)
+            else:
+                product = _beam_tiles.to_fixed(product, book, start)
             table[start * size : stop * size].view(product.shape).copy_(product)
     return table

@@ -123,6 +123,15 @@ def test_every_scale(path, scale, tables):
     assert listed(*run(z, books, 4, tables)) == reference(z, books, 4)
 
 
+@pytest.mark.parametrize("width", [1, 4])
+def test_many_slices_and_rows_of_every_size(path, width):
+    """码本跨几片、末片不满；后备路径的定点数只装得下其中一些行。"""
+    books = make_books((30, 2100, 1030), 12)
+    books[1][2050] = books[1][3]
+    z = torch.cat([gaussian(4, 12, seed=9, scale=scale) for scale in (1e-3, 0.1, 1.0, 4.0, 1e3, 1e9)])
+    assert listed(*run(z, books, width)) == reference(z, books, width)
+
+
 @pytest.mark.parametrize("level", [0, 1])
 @pytest.mark.parametrize("odd", [1e6, 1e15, 1e20])
 def test_a_giant_codeword_beside_ordinary_ones(path, odd, level):

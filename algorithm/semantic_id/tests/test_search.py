@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, _search_native
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, _search_native, _search_tiles
 from algorithm.semantic_id.search import nearest, prepare
 
 PATHS = ("numpy", "torch", *_search_native.available())
@@ -185,6 +185,20 @@ def test_paths_agree_on_many_rows(crowd, monkeypatch):
         monkeypatch.setenv("SEMID_SEARCH", name)
         answers[name] = nearest(x, prepare(weight)).tolist()
     assert all(answer == answers["numpy"] for answer in answers.values())
+
+
+@pytest.mark.parametrize("product", [_search_tiles._with_numpy, _search_tiles._with_torch])
+def test_the_product_does_not_matter(crowd, monkeypatch, product):
+    """NumPy 后备路径用哪一家的 BLAS，编号都一样。"""
+    x, weight, truth = crowd
+    monkeypatch.setenv("SEMID_SEARCH", "numpy")
+    monkeypatch.setattr(_search_tiles, "_WORTH_CHOOSING", 0)
+    monkeypatch.setattr(_search_tiles, "_faster_product", lambda: product)
+    assert torch.equal(nearest(x, prepare(weight))[:600], truth)
+
+
+def test_the_faster_product_is_one_of_the_two():
+    assert _search_tiles._faster_product() in (_search_tiles._with_numpy, _search_tiles._with_torch)
 
 
 def test_float32_alone_would_be_wrong(crowd):
