@@ -83,11 +83,17 @@ class _FeatureNetwork(nn.Module):
 
 
 class FeatureEncoder(_FeatureNetwork):
-    """特征编码网络：(B, D) 特征 → (B, H) 隐向量。"""
+    """特征编码网络：(B, D) 特征 → (B, H) 隐向量；`latent_dim` 为 None 时 H = D。"""
+
+    def __init__(self, dim: int, hidden_dim: int, latent_dim: int | None = None):
+        super().__init__(dim, dim if latent_dim is None else latent_dim, hidden_dim)
 
 
 class FeatureDecoder(_FeatureNetwork):
-    """特征解码网络：(B, H) 码字之和 → (B, D) 重建特征。"""
+    """特征解码网络：(B, H) 码字之和 → (B, D) 重建特征；`latent_dim` 为 None 时 H = D。"""
+
+    def __init__(self, dim: int, hidden_dim: int, latent_dim: int | None = None):
+        super().__init__(dim if latent_dim is None else latent_dim, dim, hidden_dim)
 
 
 class SemanticIDEncoder(
@@ -121,11 +127,9 @@ class SemanticIDEncoder(
         if config is not None and not isinstance(config, SemanticIDConfig):
             raise TypeError(f"config must be a SemanticIDConfig, got {type(config).__name__}")
         self.config = (config if config is not None else SemanticIDConfig()).resolved()
-        dim, width, hidden = self.config.embedding_dim, self.config.width, self.config.hidden_dim
-        self.rq_vae = ResidualVectorQuantizer(
-            self.config, FeatureEncoder(dim, width, hidden), FeatureDecoder(width, dim, hidden)
-        )
-        self.register_buffer("feature_mean", torch.zeros(dim))  # (D,)
+        shape = (self.config.embedding_dim, self.config.hidden_dim, self.config.latent_dim)
+        self.rq_vae = ResidualVectorQuantizer(self.config, FeatureEncoder(*shape), FeatureDecoder(*shape))
+        self.register_buffer("feature_mean", torch.zeros(self.config.embedding_dim))  # (D,)
         self.training_figures: Dict[str, Any] = {}
 
     @property
