@@ -170,10 +170,13 @@ def advance(
 
 def _from_root(trie: PrefixTrie, offset: torch.Tensor, logits: torch.Tensor, num_beams: int) -> Selection:
     """第一步：每批只有根这一束，孩子对谁都一样。"""
-    nodes, codes = trie.first_level()
-    values = logits if len(codes) == trie.sizes[0] else logits[:, codes]  # (B, E_1)
-    scores, position = top_k(values[:, None], offset, min(num_beams, len(codes)))
-    return Selection(scores, torch.zeros_like(position), codes[position], nodes[position])
+    present = trie.first_level()  # (2, E_1) 结点与编号
+    values = logits if present is None else logits.index_select(1, present[1])  # (B, E_1)
+    scores, position = top_k(values[:, None], offset, min(num_beams, values.shape[1]))
+    parents = torch.zeros_like(position)
+    if present is None:
+        return Selection(scores, parents, position, position)
+    return Selection(scores, parents, present[1][position], present[0][position])
 
 
 def _over_codes(

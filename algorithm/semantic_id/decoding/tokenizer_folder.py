@@ -76,8 +76,6 @@ def write_tokenizer(
         record = {**json.loads(layout.to_json()), "model_fingerprint": fingerprint}
         write_synced(folder / LAYOUT_NAME, (json.dumps(record, indent=2) + "\n").encode())
         # 读回来再加一次：全都在、词号相同，才算往返精确
-        if len(loaded) != num_before + layout.num_tokens and num_before != len(loaded):
-            raise ValueError(f"{str(tokenizer)!r} did not take every token; start from the original tokenizer")
         if add_tokens(_load(folder), sizes) != layout:
             raise ValueError(f"the tokenizer of {str(tokenizer)!r} gives other ids after saving; report this")
         folder.chmod(0o755)  # mkdtemp 只给自己看

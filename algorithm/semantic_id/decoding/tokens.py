@@ -104,7 +104,7 @@ class TokenLayout:
         """每个词属于第几层，1…L；不是语义 ID 的词为 0。"""
         offsets = torch.tensor(self.offsets, device=token_ids.device)
         ends = offsets + torch.tensor(self.sizes, device=token_ids.device)
-        level = torch.bucketize(token_ids, offsets, right=True)  # 起点不超过它的层数
+        level = torch.bucketize(token_ids.contiguous(), offsets, right=True)  # 起点不超过它的层数
         return torch.where(token_ids < ends[(level - 1).clamp(min=0)], level, 0)
 
     def extract(self, sequences: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +124,7 @@ class TokenLayout:
             return empty, empty.view(0, num_levels)
         windows = sequences.unfold(1, num_levels, 1)  # (R, T − L + 1, L)
         wanted = torch.arange(1, num_levels + 1, device=sequences.device)
-        whole = (self.levels_of(windows.contiguous()) == wanted).all(dim=2)
+        whole = (self.levels_of(windows) == wanted).all(dim=2)
         return whole.nonzero()[:, 0], self.decode(windows[whole])
 
     def to_text(self, codes: Sequence[int] | torch.Tensor) -> str:

@@ -259,15 +259,16 @@ class PrefixTrie:
             valid &= self.alive[level].take(place)
         return Children(self.edges[level].take(place).long(), place, valid)
 
-    def first_level(self) -> Tuple[torch.Tensor, torch.Tensor]:
-        """第一层还有物品的 (结点 (E,), 编号 (E,))，int64；第一次用到时算好留着。"""
+    def first_level(self) -> torch.Tensor | None:
+        """(2, E) 第一层还有物品的结点与编号，int64；每个编号都在时为 None，结点就是编号。第一次用到时算好留着。"""
+        if self.densities[0] == 1.0:
+            return None
         if -1 not in self._tables:
             nodes = torch.arange(len(self.edges[0]), device=self.device)
             if self.alive is not None:
                 nodes = nodes[self.alive[0]]
             self._tables[-1] = torch.stack([nodes, self.edges[0][nodes].long()])
-        nodes, codes = self._tables[-1]
-        return nodes, codes
+        return self._tables[-1]
 
     def table(self, level: int) -> torch.Tensor | None:
         """第 level 层（0 起）全部结点的掩码 (E_{level}, K) bool；第一次用到时造好留着，太大的层没有。"""
