@@ -242,8 +242,10 @@ def interleaved(runs: Dict[str, Callable[[], Any]], rounds: int, cold: bool = Fa
     """名字 → 毫秒中位数；交错。每次计时之前先跑一次不计时的（热），或冲掉缓存（冷），谁都不受前一位的影响。"""
     times: Dict[str, List[float]] = {name: [] for name in runs}
     memory = torch.zeros(8_000_000 if cold else 0)
-    for _ in range(rounds):
-        for name, run in runs.items():
+    names = list(runs)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # 轮换次序，谁跟在谁后面机会均等
+            run = runs[name]
             if cold:
                 evict(memory)
             else:

@@ -156,7 +156,7 @@ def advance(
     if table is not None:
         return _over_codes(trie, level, nodes, offset, logits, num_beams, table)
     # 一组若干批：各组只补齐到自己的孩子数，一个热门结点不会让所有的束跟着变宽
-    group = num_batch if logits.is_cuda else max(1, CHUNK_ELEMENTS // (width * most))
+    group = num_batch if logits.device.type != "cpu" else max(1, CHUNK_ELEMENTS // (width * most))
     if group >= num_batch:
         return _over_children(trie, level, spans, offset, logits, num_beams, most)
     parts = []
@@ -210,8 +210,8 @@ def _over_children(
     """孩子少的层：只看各结点的孩子，补齐到 most 个。"""
     num_batch, width = offset.shape
     codes, nodes, valid = trie.gather_children(level, spans.view(-1, 2), most)  # (B·M, W)
-    values = torch.where(valid, logits.gather(1, codes), -math.inf).view(num_batch, width, most)
-    scores, position = top_k(values, offset, min(num_beams, width * most))
+    values = logits.gather(1, codes).masked_fill_(~valid, -math.inf)  # 就地：gather 的结果是自己的
+    scores, position = top_k(values.view(num_batch, width, most), offset, min(num_beams, width * most))
     codes, nodes = (x.view(num_batch, -1).gather(1, position) for x in (codes, nodes))
     return Selection(scores, position // most, codes, nodes)
 
@@ -249,7 +249,7 @@ def normalized(logits: torch.Tensor, level: int) -> Tuple[torch.Tensor, torch.Te
     Raises:
         ValueError: 一行里有 NaN、+inf，或全是 −inf；不拦下来，前 k 名里就会混进没有意义的束。
     """
-    if logits.is_cuda or logits.numel() <= CHUNK_ELEMENTS:
+    if logits.device.type != "cpu" or logits.numel() <= CHUNK_ELEMENTS:
         scores = logits.log_softmax(dim=1)
         _check_rows(scores[:, :1].isnan()[:, 0], level)  # 这三种行的 log_softmax 整行是 NaN
         return scores, None

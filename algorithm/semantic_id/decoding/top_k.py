@@ -42,8 +42,10 @@ def top_k(
     """
     num_batch, num_rows, width = values.shape
     total = num_rows * width
-    size = next((block for block in _BLOCKS if block * block * k <= total and width % block == 0), 0)
-    if total > _SMALL and size > 0:
+    size = 0
+    if total > _SMALL:
+        size = next((block for block in _BLOCKS if block * block * k <= total and width % block == 0), 0)
+    if size > 0:
         scores, positions = _by_blocks(values, offset, k, keep, size)
         # 遮住的值是个很低的有限数；只有连它们都入选时，才分不清它们与极低的真值
         if keep is None or bool((scores > -_HIDDEN / 2).all()):
@@ -82,7 +84,7 @@ def _peaks(values: torch.Tensor, size: int, keep: Tuple[torch.Tensor, torch.Tens
     if keep is None:
         return values.view(num_batch, num_rows, -1, size).amax(dim=-1)
     rows, nodes = values.view(-1, width), keep[1].flatten()  # (B·W, n), (B·W,)
-    step = len(rows) if values.is_cuda else max(1, CHUNK_ELEMENTS // width)
+    step = len(rows) if values.device.type != "cpu" else max(1, CHUNK_ELEMENTS // width)
     seen = torch.empty(step, width, dtype=torch.bool, device=values.device)
     hidden = torch.empty(step, width, device=values.device)
     parts = []

@@ -52,7 +52,7 @@ class PrefixTrie:
 
     Attributes:
         sizes: (K_1, …, K_L)。
-        pointers: L 个 (E_{l-1} + 1,) 行指针；edges: L 个 (E_l,) 编号；order 与 leaf_pointer 见 `trie_build.py`。
+        pointers: L 个 (E_{l-1} + 1,) 行指针；edges: L 个 (E_l,) 编号；order 与 repeats 见 `trie_build.py`。
         alive: 过滤后 L 个 (E_l,) bool，这条边之下还有没有物品；None 表示没有过滤。
         kept: 过滤后 (N + 1,) 前 i 个（按 order）里留下的物品数；None 表示没有过滤。
     """
@@ -61,7 +61,7 @@ class PrefixTrie:
     pointers: Tuple[torch.Tensor, ...]
     edges: Tuple[torch.Tensor, ...]
     order: torch.Tensor
-    leaf_pointer: torch.Tensor | None
+    repeats: torch.Tensor
     alive: Tuple[torch.Tensor, ...] | None = None
     kept: torch.Tensor | None = None
     # 每层一个结点最多几个孩子、边的密度，由上面的张量算出
@@ -121,15 +121,15 @@ class PrefixTrie:
         """原子地写成一个 safetensors 文件；过滤不随之保存，它属于某一次请求。"""
         pointers = tuple(pointer.cpu().numpy() for pointer in self.pointers)
         edges = tuple(edge.cpu().numpy() for edge in self.edges)
-        leaf = None if self.leaf_pointer is None else self.leaf_pointer.cpu().numpy()
-        write_trie(Path(path), TrieArrays(pointers, edges, self.order.cpu().numpy(), leaf), self.sizes)
+        rest = (tensor.cpu().numpy() for tensor in (self.order, self.repeats))
+        write_trie(Path(path), TrieArrays(pointers, edges, *rest), self.sizes)
 
     @classmethod
     def _of(cls, arrays: TrieArrays, sizes: Tuple[int, ...], device: str | torch.device) -> PrefixTrie:
         """NumPy 数组 → 某个设备上的树。"""
         pointers, edges = (tuple(torch.from_numpy(a).to(device) for a in group) for group in arrays[:2])
-        leaf = None if arrays.leaf_pointer is None else torch.from_numpy(arrays.leaf_pointer).to(device)
-        return cls(sizes, pointers, edges, torch.from_numpy(arrays.order).to(device), leaf)
+        order, repeats = (torch.from_numpy(array).to(device) for array in arrays[2:])
+        return cls(sizes, pointers, edges, order, repeats)
 
     def to(self, device: str | torch.device) -> PrefixTrie:
         """搬到另一个设备；已经在那里就是自己。"""
@@ -144,7 +144,7 @@ class PrefixTrie:
             pointers=move(self.pointers),
             edges=move(self.edges),
             order=self.order.to(device),
-            leaf_pointer=None if self.leaf_pointer is None else self.leaf_pointer.to(device),
+            repeats=self.repeats.to(device),
             alive=None if self.alive is None else move(self.alive),
             kept=None if self.kept is None else self.kept.to(device),
         )
@@ -172,7 +172,7 @@ class PrefixTrie:
     @property
     def nbytes(self) -> int:
         """全部张量的字节数。"""
-        owned = [*self.pointers, *self.edges, self.order, self.leaf_pointer, self.kept, *(self.alive or ())]
+        owned = [*self.pointers, *self.edges, self.order, self.repeats, self.kept, *(self.alive or ())]
         owned += self._tables.values()
         return sum(tensor.nbytes for tensor in owned if tensor is not None)
 
@@ -303,11 +303,10 @@ class PrefixTrie:
         if codes.ndim != 2 or codes.shape[1] != self.num_levels:
             raise ValueError(f"codes have shape {tuple(codes.shape)}; whole IDs have shape (R, {self.num_levels})")
         leaves = self.walk(codes.to(self.device))
-        place = leaves.clamp(min=0)
-        if self.leaf_pointer is not None:
-            place = self.leaf_pointer[place].long()
-            if self.kept is not None:  # 这片叶子里第一个留下的物品：累计数第一次超过起点处的地方
-                place = torch.searchsorted(self.kept, self.kept[place] + 1) - 1
+        place = self._first_items(leaves.clamp(min=0))
+        if self.kept is not None and len(self.repeats):
+            # 这片叶子里第一个留下的物品：累计数第一次超过起点处的地方
+            place = torch.searchsorted(self.kept, self.kept[place] + 1) - 1
         return torch.where(leaves >= 0, self.order[place.clamp(max=len(self.order) - 1)].long(), -1)
 
     # ---- 过滤 ----
@@ -341,10 +340,18 @@ class PrefixTrie:
             raise EmptyFilterError(
                 f"the filter leaves none of {self.num_items} items, so nothing can be generated; loosen allow or deny"
             )
-        alive: List[torch.Tensor] = [keep if self.leaf_pointer is None else _any_child(keep, self.leaf_pointer)]
+        if len(self.repeats):
+            keep = _any_child(keep, self._first_items(torch.arange(len(self.edges[-1]) + 1, device=self.device)))
+        alive: List[torch.Tensor] = [keep]
         for level in range(self.num_levels - 1, 0, -1):
             alive.insert(0, _any_child(alive[0], self.pointers[level]))
         return replace(self, alive=tuple(alive), kept=kept)
+
+    def _first_items(self, leaves: torch.Tensor) -> torch.Tensor:
+        """叶子 → 它的第一个物品在 order 里的位置：前面每有一个重复就往后推一位。"""
+        if len(self.repeats) == 0:
+            return leaves
+        return leaves + torch.searchsorted(self.repeats, leaves.to(self.repeats.dtype))
 
     def _walk_open(self, prefixes: torch.Tensor) -> Tuple[int, torch.Tensor]:
         """验收前缀，返回 (已经走了几层, 结点)。"""

@@ -27,13 +27,14 @@ class TrieArrays(NamedTuple):
         pointers: L 个 (E_{l-1} + 1,)，结点 n 的孩子是第 l 层的边 [pointers[l-1][n], pointers[l-1][n+1])。
         edges: L 个 (E_l,)，每条边的编号；同一结点之内严格递增。
         order: (N,) 按 (编码, 行号) 排好的行号。
-        leaf_pointer: (E_L + 1,) 叶子 → order 的区间；没有重复的 ID 时为 None，叶子 i 就是 order[i]。
+        repeats: (N − E_L,) 递增；与别人共用 ID 的物品，除第一个以外各在这里记一次自己的叶子。叶子 i 的物品在 order 里从
+            i + (repeats 里小于 i 的个数) 开始。没有重复时它是空的，重复少时几乎不占内存。
     """
 
     pointers: Tuple[np.ndarray, ...]
     edges: Tuple[np.ndarray, ...]
     order: np.ndarray
-    leaf_pointer: np.ndarray | None
+    repeats: np.ndarray
 
 
 def build_arrays(codes: np.ndarray, sizes: Sequence[int]) -> TrieArrays:
@@ -56,13 +57,10 @@ def build_arrays(codes: np.ndarray, sizes: Sequence[int]) -> TrieArrays:
         rank = np.cumsum(is_new, dtype=np.int32 if num_rows < 2**31 else np.int64)  # (N,) 第几个前缀，从 1 起
         edges.append(values[is_new])
         pointers.append(np.append(rank[starts] - 1, rank[-1]).astype(index_int(num_rows)))
-        if level + 1 < len(sizes) or rank[-1] < num_rows:
+        if level + 1 < len(sizes):
             starts = np.flatnonzero(is_new)
-    has_collisions = len(edges[-1]) < num_rows
-    leaf_pointer: np.ndarray | None = None
-    if has_collisions:
-        leaf_pointer = np.append(starts, num_rows).astype(index_int(num_rows))
-    return TrieArrays(tuple(pointers), tuple(edges), order, leaf_pointer)
+    repeats: np.ndarray = (rank[~is_new] - 1).astype(index_int(num_rows))
+    return TrieArrays(tuple(pointers), tuple(edges), order, repeats)
 
 
 def narrow_int(limit: int) -> type:

@@ -1,6 +1,6 @@
 """前缀树在磁盘上的样子：一个 safetensors 文件，自己说明自己。
 
-张量 `pointers.0…`、`edges.0…`、`order`、`leaf_pointer`（有重复 ID 时才有），意思见 `trie_build.py`；文件头里是格式、
+张量 `pointers.0…`、`edges.0…`、`order`、`repeats`，意思见 `trie_build.py`；文件头里是格式、
 版本、各层大小与内容的 SHA-256。safetensors 认得出被截断的文件，认不出翻转的一个比特，所以必须另有校验和；
 校验和挡不住有意的伪造，所以读进来还要核对结构：下标越界的树在解码时才崩，而且崩得莫名其妙。
 """
@@ -81,9 +81,7 @@ def read_trie(path: Path) -> Tuple[TrieArrays, Tuple[int, ...]]:
 
 def _named(arrays: TrieArrays) -> Dict[str, np.ndarray]:
     """数组 → 名字，次序固定。"""
-    named = {"order": arrays.order}
-    if arrays.leaf_pointer is not None:
-        named["leaf_pointer"] = arrays.leaf_pointer
+    named = {"order": arrays.order, "repeats": arrays.repeats}
     for level, (pointer, edge) in enumerate(zip(arrays.pointers, arrays.edges, strict=True)):
         named[f"pointers.{level}"], named[f"edges.{level}"] = pointer, edge
     return {name: np.ascontiguousarray(named[name]) for name in sorted(named)}
@@ -93,7 +91,7 @@ def _unnamed(tensors: Dict[str, np.ndarray], num_levels: int) -> TrieArrays:
     """名字 → 数组；少一个多一个都是错误。"""
     pointers = tuple(tensors[f"pointers.{level}"] for level in range(num_levels))
     edges = tuple(tensors[f"edges.{level}"] for level in range(num_levels))
-    arrays = TrieArrays(pointers, edges, tensors["order"], tensors.get("leaf_pointer"))
+    arrays = TrieArrays(pointers, edges, tensors["order"], tensors["repeats"])
     strangers = set(tensors) - set(_named(arrays))
     if strangers:
         raise ValueError(f"it holds an unknown tensor {min(strangers)!r}")
@@ -112,7 +110,7 @@ def _digest(tensors: Dict[str, np.ndarray], sizes: Sequence[int]) -> str:
 def _check_structure(arrays: TrieArrays, sizes: Tuple[int, ...]) -> None:
     """指针首尾相接、编号在界内且在同一结点内严格递增、行号是一个排列。"""
     num_nodes = 1
-    everything = [*arrays.pointers, *arrays.edges, arrays.order]
+    everything = [*arrays.pointers, *arrays.edges, arrays.order, arrays.repeats]
     if any(array.ndim != 1 or array.dtype.kind != "i" for array in everything):
         raise ValueError("every tensor must be one-dimensional and of a signed integer dtype")
     for level, size in enumerate(sizes):
@@ -126,11 +124,11 @@ def _check_structure(arrays: TrieArrays, sizes: Tuple[int, ...]) -> None:
         if not bool(rises.all()):
             raise ValueError(f"edges.{level} is not sorted within a node")
         num_nodes = len(edges)
-    num_items = len(arrays.order)
-    if arrays.leaf_pointer is not None:
-        _check_pointer("leaf_pointer", arrays.leaf_pointer, num_nodes, num_items)
-    elif num_items != num_nodes:
-        raise ValueError(f"order has {num_items} rows for {num_nodes} IDs and there is no leaf_pointer")
+    num_items, repeats = len(arrays.order), arrays.repeats
+    if num_items != num_nodes + len(repeats):
+        raise ValueError(f"order has {num_items} rows for {num_nodes} IDs and {len(repeats)} repeats")
+    if len(repeats) and (repeats[0] < 0 or repeats[-1] >= num_nodes or bool((repeats[1:] < repeats[:-1]).any())):
+        raise ValueError(f"repeats must rise within [0, {num_nodes})")
     seen = np.zeros(num_items, dtype=bool)
     if int(arrays.order.min()) < 0 or int(arrays.order.max()) >= num_items:
         raise ValueError(f"order leaves [0, {num_items})")

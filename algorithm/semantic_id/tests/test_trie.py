@@ -139,7 +139,7 @@ def test_the_three_ways_to_sort_give_the_same_arrays():
     for sizes in [(1 << 30, 1 << 29, 8), (1 << 30, 1 << 30, 1 << 30)]:
         found = build_arrays(codes, sizes)
         assert np.array_equal(found.order, expected.order)
-        assert np.array_equal(found.leaf_pointer, expected.leaf_pointer)
+        assert np.array_equal(found.repeats, expected.repeats)
         for group, wanted in zip(found[:2], expected[:2], strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(group, wanted, strict=True))
 
@@ -224,7 +224,7 @@ def test_save_and_load(tmp_path, unique):
     again.filter(deny=np.arange(len(codes)) == 0).save(path)  # 过滤不随之保存
     assert path.read_bytes() == first
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    assert (trie.leaf_pointer is None) == unique
+    assert (len(trie.repeats) == 0) == unique
 
 
 def test_every_flipped_or_missing_byte_is_noticed(tmp_path):
@@ -268,6 +268,9 @@ def test_a_forged_file_with_a_right_checksum_is_still_checked(tmp_path):
     assert "pointers.1 must run from 0" in forge(**{"pointers.1": pointer})
     assert "order lists a row twice" in forge(order=np.zeros_like(good["order"]))
     assert "order leaves [0, 150)" in forge(order=good["order"] - 1)
+    assert "repeats must rise" in forge(repeats=good["repeats"][::-1].copy())
+    assert "repeats must rise within [0, 27)" in forge(repeats=good["repeats"] + 1)
+    assert "order has 150 rows for" in forge(repeats=good["repeats"][1:])
     assert "unknown tensor 'more'" in forge(more=np.zeros(2, np.int32))
     assert "pointers.0 must be ints of shape (2,)" in forge(**{"pointers.0": good["pointers.1"]})
     assert "signed integer dtype" in forge(**{"pointers.0": good["pointers.0"].astype(np.float32)})
