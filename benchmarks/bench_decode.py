@@ -242,9 +242,9 @@ def interleaved(runs: Dict[str, Callable[[], Any]], rounds: int, cold: bool = Fa
     """名字 → 毫秒中位数；交错。每次计时之前先跑一次不计时的（热），或冲掉缓存（冷），谁都不受前一位的影响。"""
     times: Dict[str, List[float]] = {name: [] for name in runs}
     memory = torch.zeros(8_000_000 if cold else 0)
-    names = list(runs)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # 轮换次序，谁跟在谁后面机会均等
+    names, rng = list(runs), np.random.default_rng(0)
+    for _ in range(rounds):
+        for name in rng.permutation(names).tolist():  # 每轮打乱次序：谁跟在最重的那位后面机会均等
             run = runs[name]
             if cold:
                 evict(memory)
@@ -403,7 +403,7 @@ def main() -> None:
         "# 受约束解码",
         "",
         f"- 日期：{datetime.date.today()}；硬件：{args.hardware or platform.machine()}，{os.cpu_count()} 核",
-        f"- 一个线程，CPU 时间，交错 {args.rounds} 轮取中位数；批 {BATCH} × 束 {BEAMS}，码本 1024/4096/16384",
+        f"- 一个线程，CPU 时间，每轮打乱次序，{args.rounds} 轮取中位数；批 {BATCH} × 束 {BEAMS}，码本 1024/4096/16384",
         "- 没有用 GPU",
         f"- 版本：{versions}",
         f"- 命令：`python benchmarks/bench_decode.py {' '.join(words)}`",

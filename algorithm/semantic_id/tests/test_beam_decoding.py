@@ -57,8 +57,11 @@ def brute_force(codes, logits_of, batch_size, sizes=SIZES):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("fraction", [0, 8, 1e9])  # 全走孩子、照常、全走表
-def test_wide_beam_equals_brute_force_over_all_items(seed, fraction, monkeypatch):
+@pytest.mark.parametrize("chunk", [64, 1 << 17])  # 分成许多块，一块
+def test_wide_beam_equals_brute_force_over_all_items(seed, fraction, chunk, monkeypatch):
     monkeypatch.setattr(beam_decoding, "TABLE_FRACTION", fraction)
+    monkeypatch.setattr(beam_decoding, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(top_k, "CHUNK_ELEMENTS", chunk)
     codes, trie = make_catalog(seed=seed)
     step_fn, logits_of = random_model(SIZES, 3, seed)
     found = beam_search(step_fn, trie, batch_size=3, num_beams=64)
@@ -250,10 +253,9 @@ def test_top_k_equals_a_stable_sort(shape, kind):
 
 def test_top_k_keeps_values_lower_than_the_hidden_ones():
     # 遮住的元素在挑块时是 −2e38；连更低的真值都要入选时，必须走精确的路
-    values = torch.full((1, 2, 4096), torch.finfo(torch.float32).min)
-    table, nodes = torch.zeros(1, 4096, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.int64)
-    table[0, 4000:4003] = True
+    values, nodes = torch.zeros(1, 2, 4096), torch.zeros(1, 2, dtype=torch.int64)
+    table = torch.zeros(1, 4096, dtype=torch.bool)
+    values[..., 4000:4003], table[0, 4000:4003] = torch.finfo(torch.float32).min, True
     scores, places = best_of(values, torch.zeros(1, 2), 5, (table, nodes))
     assert places[0].tolist() == [4000, 4001, 4002, 4096 + 4000, 4096 + 4001]
     assert scores.isfinite().all()
-    assert top_k.CHUNK_ELEMENTS > 0
