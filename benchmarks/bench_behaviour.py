@@ -2,8 +2,9 @@
 
     python benchmarks/bench_behaviour.py --data-folder data --seeds 11 12 13 --output benchmarks/results/behaviour.md
 
-物品按 `numpy.random.default_rng(seed)` 的排列切成 10,000 个训练、其余未见。物品对是每个用户 train_items 里前后相邻的两个，
-都在训练行里。提升度在没有用过的 (valid_item, test_item) 上量：一列两个都在训练行里，一列至少一个是未见物品（只凭内容）。
+物品按 `numpy.random.default_rng(seed)` 的排列切成 10,000 个训练、其余未见。物品对是每个用户
+train_items 里前后相邻的两个，都在训练行里。提升度在没有用过的 (valid_item, test_item) 上量：一列两个都在训练行里，
+一列至少一个是未见物品（只凭内容）。
 数据的格式见 `benchmarks/quality/data.py`；没有数据时说一句就结束。
 """
 

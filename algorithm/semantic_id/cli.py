@@ -248,6 +248,38 @@ def evaluate(
     _emit(context, result, cli_text.show_evaluation, json_, quiet)
 
 
+@app.command(
+    help=both(
+        "给大模型的分词器加上语义 ID 的词（<a_12><b_7><c_99>）。", "Add <a_12><b_7><c_99> tokens to an LLM tokenizer."
+    )
+)
+def tokens(
+    context: typer.Context,
+    model: Model,
+    tokenizer: Annotated[
+        Path, typer.Option(help=both("Hugging Face 分词器的本地目录", "local folder of a Hugging Face tokenizer"))
+    ],
+    output: Output,
+    suffix_size: Annotated[
+        int, typer.Option(help=both("去重位有多少个取值，0 为没有", "values of the suffix level, 0 for none"))
+    ] = 0,
+    embedding_dim: Annotated[
+        int | None,
+        typer.Option(
+            help=both("词向量宽度；给了就另写由码本投影的词向量", "also write rows of this width from the codebooks")
+        ),
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    lang: Lang = "zh",
+) -> None:
+    """需要 semid[hf]。"""
+    from . import commands
+
+    result = commands.tokens(model, tokenizer, output, suffix_size=suffix_size, embedding_dim=embedding_dim)
+    _emit(context, result, cli_text.show_tokens, json_, quiet)
+
+
 @app.command(help=both("查看模型：配置、指纹、训练时的数字。", "Show a model: config, fingerprint, training figures."))
 def info(context: typer.Context, model: Model, json_: Json = False, quiet: Quiet = False, lang: Lang = "zh") -> None:
     """只读。"""

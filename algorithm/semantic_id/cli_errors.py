@@ -25,6 +25,8 @@ def report(error: Exception) -> int:
         if error.errno == errno.ENOSPC and "free some space" not in error.strerror:
             where += "; free some space and run again"
         return _fail(f"{error.strerror}{where}", 2)
+    if isinstance(error, ImportError) and "pip install" in str(error):  # 缺一个可选的包
+        return _fail(str(error), 2)
     if isinstance(error, (TypeError, ValueError, OSError)):
         return _fail(str(error), 2)
     traceback.print_exception(error)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from .cli_language import both, pick
 
-__all__ = ["show_demo", "show_evaluation", "show_info", "show_trained", "show_written"]
+__all__ = ["show_demo", "show_evaluation", "show_info", "show_tokens", "show_trained", "show_written"]
 
 
 def show_trained(result: Dict[str, Any], lang: str) -> None:
@@ -38,6 +38,15 @@ def show_written(result: Dict[str, Any], lang: str) -> None:
     """`encode`、`decode` 的一行摘要。"""
     text = pick(both("{n} 个物品，写在 {out}", "{n} items written to {out}"), lang)
     _console().print(escape(text.format(n=result["num_items"], out=result["output"])))
+
+
+def show_tokens(result: Dict[str, Any], lang: str) -> None:
+    """`tokens` 的一行摘要。"""
+    text = pick(
+        both("{n} 个语义 ID 词，词号从 {first} 起，写在 {out}", "{n} tokens from id {first} on, in {out}"), lang
+    )
+    values = {"n": result["num_tokens"], "first": result["offsets"][0], "out": result["output"]}
+    _console().print(escape(text.format(**values)))
 
 
 def show_evaluation(result: Dict[str, Any], lang: str) -> None:

@@ -19,6 +19,7 @@ from . import __version__, showcase
 from .catalog import Catalog, decode_codes_file, encode_catalog
 from .catalog.table import codes_of
 from .config import SemanticIDConfig, TrainerConfig
+from .decoding.tokenizer_folder import write_tokenizer
 from .durable import write_atomically
 from .encoder import SemanticIDEncoder
 from .evaluation import evaluate as evaluate_model
@@ -28,7 +29,7 @@ from .trainer import train_codebook
 from .vectors import open_vectors
 from .verdicts import judge_health
 
-__all__ = ["decode", "demo", "encode", "evaluate", "info", "train"]
+__all__ = ["decode", "demo", "encode", "evaluate", "info", "tokens", "train"]
 
 DEFAULT_EPOCHS = 10
 
@@ -163,6 +164,24 @@ def info(model: Path) -> Dict[str, Any]:
         "bytes": sum((model / name).stat().st_size for name in ("config.json", "model.safetensors")),
         "training": encoder.training_figures,
     }
+
+
+def tokens(
+    model: Path, tokenizer: Path, output: Path, *, suffix_size: int, embedding_dim: int | None
+) -> Dict[str, Any]:
+    """给分词器加上这个模型的语义 ID 词。"""
+    if suffix_size < 0:
+        raise ValueError(f"--suffix-size {suffix_size} is out of range; use 0 for no suffix")
+    encoder = _load(model, "cpu")
+    num_levels = len(encoder.codebook_sizes)
+    return write_tokenizer(
+        tokenizer,
+        output,
+        (*encoder.codebook_sizes, *([suffix_size] if suffix_size else [])),
+        fingerprint=encoder.fingerprint(),
+        codebooks=[encoder.get_codebook_embeddings(level) for level in range(1, num_levels + 1)],
+        embedding_dim=embedding_dim,
+    )
 
 
 def demo(output: Path, *, device: str, progress: bool) -> Dict[str, Any]:

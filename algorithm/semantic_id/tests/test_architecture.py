@@ -70,12 +70,26 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "catalog.encode": ("interfaces durable vectors catalog.table", "numpy torch"),
     "catalog.decode": ("interfaces durable vectors vectors_npy catalog.table", "numpy pyarrow torch"),
     "catalog": ("catalog.decode catalog.encode catalog.table", ""),
+    # 三楼：受约束的解码。只认整数数组，不认模型与物品表；transformers 只在 hf、tokenizers 只在 tokens
+    "decoding.trie_build": ("", "numpy"),
+    "decoding.trie_file": ("durable decoding.trie_build", "numpy safetensors"),
+    "decoding.trie": ("decoding.trie_build decoding.trie_file", "numpy torch"),
+    "decoding.top_k": ("", "torch"),
+    "decoding.beam_decoding": ("decoding.top_k decoding.trie", "torch"),
+    "decoding.tokens": ("decoding.trie_build", "tokenizers torch"),
+    "decoding.embedding_rows": ("decoding.tokens", "torch"),
+    "decoding.hf": ("decoding.beam_decoding decoding.tokens decoding.trie", "torch transformers"),
+    "decoding.tokenizer_folder": (
+        "durable decoding.embedding_rows decoding.tokens",
+        "safetensors torch transformers",
+    ),
+    "decoding": ("decoding.beam_decoding decoding.tokens decoding.trie decoding.trie_file", ""),
     "showcase": ("metrics", "numpy"),
     "run_folder": ("", ""),
     # 命令行背后的动作：唯一同时认识两层楼的房间，把模型交给物品表
     "commands": (
         "__init__ config durable verdicts progress vectors encoder trainer evaluation catalog catalog.table"
-        " showcase run_folder",
+        " decoding.tokenizer_folder showcase run_folder",
         "pyarrow torch",
     ),
 }
@@ -243,6 +257,8 @@ def test_nobody_imports_the_command_line() -> None:
         ),
         ("catalog.table", "from ..encoder import SemanticIDEncoder", "new arrow catalog.table -> encoder"),
         ("catalog", "from ..trainer import judge", "new arrow catalog -> trainer"),
+        ("decoding.trie", "from ..catalog import Catalog", "new arrow decoding.trie -> catalog"),
+        ("decoding.tokens", "import transformers", "package transformers is not allowed"),
         ("config", "class C:\n    def f(self):\n        import torch", "package torch is not allowed"),
         ("trainer", "import pandas as pd", "package pandas is not allowed"),
         ("codebook", "from rich import print", "package rich is not allowed"),

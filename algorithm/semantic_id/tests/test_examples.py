@@ -111,3 +111,15 @@ def test_literal_loop_learns(output: Callable[[str], str]) -> None:
     assert "same_ids_in_eval_mode=True" in text
     (error,) = _numbers(text, "relative_mse")
     assert error < 0.75  # 草稿里的循环根本跑不起来；学不动时这里会是 1 左右
+
+
+def test_generated_ids_are_all_items(output: Callable[[str], str]) -> None:
+    text = output("06")
+    figures = dict(re.findall(r"^(\w+): (real=.*)$", text, re.MULTILINE))
+    assert list(figures) == ["free", "constrained", "no_plants"]
+    real = {name: _numbers(line, "real")[0] for name, line in figures.items()}
+    assert real["free"] < 1.0  # 不加约束时总有一些编出来的
+    assert real["constrained"] == real["no_plants"] == 1.0
+    for name, line in figures.items():
+        assert _numbers(line, "same_category")[0] > 0.25, name  # 七类用户一样多，乱猜是 1/7
+        assert (_numbers(line, "plants")[0] > 0) == (name != "no_plants")
