@@ -30,3 +30,23 @@ class FakeModel:
         out = torch.zeros(len(codes), self.embedding_dim)
         out[:, : codes.shape[1]] = codes.float()
         return out
+
+    def encode_candidates(self, features, num_candidates, prefixes=None):
+        """全部路径逐一算距离；只配小码本。"""
+        paths = torch.cartesian_prod(*(torch.arange(k) for k in self.codebook_sizes)).reshape(
+            -1, len(self.codebook_sizes)
+        )
+        levels = paths.shape[1]
+        codes = torch.full((len(features), num_candidates, levels), -1)
+        errors = torch.full((len(features), num_candidates), torch.inf, dtype=torch.float64)
+        for row, x in enumerate(features):
+            here = paths if prefixes is None else paths[(paths[:, :-1] == prefixes[row]).all(1)]
+            far, order = torch.sort((x[:levels].double() - here).square().sum(1), stable=True)
+            count = min(num_candidates, len(here))
+            codes[row, :count], errors[row, :count] = here[order[:count]], far[:count]
+        return codes, errors
+
+    def path_errors(self, features, codes):
+        x = features[:, : codes.shape[1]].double()  # (B, L)
+        done, rest = (x - codes).square().cumsum(1), x.square()
+        return done + rest.sum(1, keepdim=True) - rest.cumsum(1)

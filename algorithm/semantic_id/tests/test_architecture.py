@@ -66,16 +66,45 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     ),
     # 二楼：物品。只认 interfaces 里的协议，不认模型
     "evaluation": ("interfaces metrics vectors", "numpy torch"),
-    "catalog.table": ("durable", "numpy pyarrow"),
-    "catalog.encode": ("interfaces durable vectors catalog.table", "numpy torch"),
-    "catalog.decode": ("interfaces durable vectors vectors_npy catalog.table", "numpy pyarrow torch"),
-    "catalog": ("catalog.decode catalog.encode catalog.table", ""),
+    "catalog.manifest": ("durable", ""),
+    "catalog.packing": ("", "numpy pyarrow"),
+    "catalog.external_sort": ("", "numpy pyarrow"),
+    "catalog.parts": ("durable catalog.manifest", "numpy pyarrow"),
+    "catalog.index": (
+        "durable catalog.external_sort catalog.manifest catalog.packing catalog.parts",
+        "numpy pyarrow",
+    ),
+    "catalog.table": ("catalog.index catalog.manifest catalog.packing catalog.parts", "numpy pyarrow"),
+    "catalog.matching": ("", "numpy"),
+    "catalog.assign": ("catalog.external_sort catalog.manifest catalog.matching catalog.packing", "numpy"),
+    "catalog.candidates": ("interfaces catalog.assign", "numpy torch"),
+    "catalog.shards": (
+        "interfaces durable vectors catalog.assign catalog.candidates catalog.manifest catalog.parts",
+        "numpy pyarrow torch",
+    ),
+    "catalog.seal": (
+        "catalog.assign catalog.external_sort catalog.index catalog.manifest catalog.packing catalog.parts"
+        " catalog.shards",
+        "numpy pyarrow",
+    ),
+    "catalog.encode": (
+        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.manifest"
+        " catalog.packing catalog.seal catalog.shards",
+        "numpy",
+    ),
+    # ray 只在这一间房里导入，而且在函数里面
+    "catalog.encode_ray": ("interfaces catalog.encode catalog.manifest", "ray"),
+    "catalog.decode": (
+        "interfaces durable vectors vectors_npy catalog.manifest catalog.parts catalog.table",
+        "numpy pyarrow torch",
+    ),
+    "catalog": ("catalog.decode catalog.encode catalog.manifest catalog.table", ""),
     "showcase": ("metrics", "numpy"),
     "run_folder": ("", ""),
     # 命令行背后的动作：唯一同时认识两层楼的房间，把模型交给物品表
     "commands": (
-        "__init__ config durable verdicts progress vectors encoder trainer evaluation catalog catalog.table"
-        " showcase run_folder",
+        "__init__ config durable verdicts progress vectors encoder trainer evaluation catalog"
+        " catalog.assign catalog.encode catalog.encode_ray catalog.parts showcase run_folder",
         "pyarrow torch",
     ),
 }
