@@ -41,7 +41,7 @@ clean:
 # 标记文件最后才写：装到一半断了，下次会接着装
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
 	@echo "安装依赖（首次要下载 PyTorch，需要几分钟）……"
-	@$(PIP) -e ".[test]"
+	@$(PIP) -e ".[test,ray]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -61,6 +61,9 @@ class Engine:
         """跑完全部任务；任何一个失败就抛异常。"""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """放掉占着的东西；之后不再用。"""
+
 
 class LocalEngine(Engine):
     """就在本进程里依次跑。"""
@@ -139,8 +142,11 @@ def encode_catalog(
     with _partial_folder(target, plan, resume) as folder:
         staging = folder / STAGING_NAME
         engine = LocalEngine(model) if engine is None else engine
-        _encode_shards(engine, source, shards, staging, block_rows, progress)
-        settled = _settle(engine, model, source, shards, staging, unique, prefix_price, block_rows, rows_in_memory)
+        try:
+            _encode_shards(engine, source, shards, staging, block_rows, progress)
+            settled = _settle(engine, model, source, shards, staging, unique, prefix_price, block_rows, rows_in_memory)
+        finally:
+            engine.close()
         manifest = seal.seal(
             folder,
             staging,

@@ -63,6 +63,8 @@ class RayEngine(Engine):
             raise ValueError(f"num_actors={num_actors} is out of range; use an int >= 1 or None")
         self._ray, self._load_model = ray, load_model
         self._address, self._num_actors, self._num_gpus, self._max_tries = address, num_actors, num_gpus, max_tries
+        self._actors: List[Any] = []
+        self._started = False
 
     def map(self, function: Callable[..., None], jobs: Sequence[Tuple[Any, ...]]) -> Iterator[int]:
         """跑完全部任务，逐个给出完成的任务序号；次序不定。
@@ -74,23 +76,29 @@ class RayEngine(Engine):
         if not jobs:
             return
         ray = self._ray
-        started = not ray.is_initialized()
-        if started:
+        if not ray.is_initialized():
             self._start()
-        actors: List[Any] = []
-        try:
-            # 来源只送一次；在本机内存里的大数组也不会随每个任务再抄一遍
-            source = ray.put(jobs[0][0])
-            kind = ray.remote(_Worker)
-            kind = kind.options(num_cpus=0 if self._num_gpus else 1, num_gpus=self._num_gpus, max_restarts=0)
-            for _ in range(min(self._count(), len(jobs))):
-                actors.append(kind.remote(self._load_model))
-            yield from self._share_out(kind, actors, function, [(source, *job[1:]) for job in jobs])
-        finally:
-            for actor in actors:
-                ray.kill(actor)
-            if started:
-                ray.shutdown()
+            self._started = True
+        while len(self._actors) < min(self._count(), len(jobs)):
+            self._actors.append(self._new_actor())
+        # 来源只送一次；在本机内存里的大数组也不会随每个任务再抄一遍
+        source = ray.put(jobs[0][0])
+        yield from self._share_out(function, [(source, *job[1:]) for job in jobs])
+
+    def close(self) -> None:
+        """停掉 actor；Ray 是我们起的就一并停掉。"""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
+        if self._started:
+            self._ray.shutdown()
+            self._started = False
+
+    def _new_actor(self) -> Any:
+        """一个新的 actor，加载模型要几秒，所以用到 `close` 为止。"""
+        kind = self._ray.remote(_Worker)
+        cpus = 0 if self._num_gpus else 1
+        return kind.options(num_cpus=cpus, num_gpus=self._num_gpus, max_restarts=0).remote(self._load_model)
 
     def _start(self) -> None:
         """连上集群，或在本机起一个小的。"""
@@ -107,11 +115,9 @@ class RayEngine(Engine):
         have = self._ray.cluster_resources()
         return max(1, int(have.get("GPU", 0) / self._num_gpus if self._num_gpus else have.get("CPU", 1)))
 
-    def _share_out(
-        self, kind: Any, actors: List[Any], function: Callable[..., None], jobs: Sequence[Tuple[Any, ...]]
-    ) -> Iterator[int]:
+    def _share_out(self, function: Callable[..., None], jobs: Sequence[Tuple[Any, ...]]) -> Iterator[int]:
         """一个 actor 一次一个任务；死了就换新的，任务回到队首。"""
-        ray = self._ray
+        ray, actors = self._ray, self._actors
         waiting, tries = list(range(len(jobs)))[::-1], [0] * len(jobs)
         running: Dict[Any, Tuple[int, int]] = {}  # 结果 → (任务, 第几个 actor)
 
@@ -134,7 +140,7 @@ class RayEngine(Engine):
                 self._again(job, tries, waiting, error)
             except ray.exceptions.RayError as error:
                 self._again(job, tries, waiting, error)
-                actors[place] = kind.remote(self._load_model)
+                actors[place] = self._new_actor()
             else:
                 yield job
             hand_out(place)

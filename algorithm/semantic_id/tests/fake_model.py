@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any, Dict, Sequence, Tuple
 
 import torch
@@ -50,3 +52,18 @@ class FakeModel:
         x = features[:, : codes.shape[1]].double()  # (B, L)
         done, rest = (x - codes).square().cumsum(1), x.square()
         return done + rest.sum(1, keepdim=True) - rest.cumsum(1)
+
+
+class DeadlyModel(FakeModel):
+    """编码到第 4 维等于 40 的行，就把自己所在的进程杀掉；给了 `marker` 路径则只杀一次。"""
+
+    def __init__(self, sizes: Sequence[int], dim: int, marker: str) -> None:
+        super().__init__(sizes, dim)
+        self.marker = marker
+
+    def encode_codes(self, features: torch.Tensor) -> torch.Tensor:
+        if 40 in features[:, 3] and not (self.marker and os.path.exists(self.marker)):
+            if self.marker:
+                open(self.marker, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_codes(features)
