@@ -17,8 +17,7 @@ from typing import Annotated, Any, Callable, Dict, Sequence
 
 import typer
 
-from . import __version__, cli_text
-from .cli_catalog import fill_unique
+from . import __version__, cli_catalog, cli_text
 from .cli_errors import interrupted, report
 from .cli_language import both, localized, take_lang
 from .cli_options import (
@@ -275,6 +274,9 @@ def demo(
     _emit(context, result, cli_text.show_demo, json_, quiet)
 
 
+cli_catalog.register(app, lambda *arguments: _emit(*arguments))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """入口：返回退出码，绝不让用户的错误变成回溯。
 
@@ -292,7 +294,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         lang, arguments = take_lang(list(sys.argv[1:] if argv is None else argv))
         command = localized(app, lang)
         code = command.main(
-            fill_unique(arguments) or ["--help"], prog_name="semid", standalone_mode=False, obj={"lang": lang}
+            cli_catalog.fill_unique(arguments) or ["--help"],
+            prog_name="semid",
+            standalone_mode=False,
+            obj={"lang": lang},
         )
         if code == 130:
             raise KeyboardInterrupt

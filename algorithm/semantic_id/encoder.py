@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Sequence, Tuple
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -254,6 +254,26 @@ class SemanticIDEncoder(
             ValueError: 越界。
         """
         self.config.beam_size = self.rq_vae.config.beam_size = check_beam_size(beam_size)
+
+    @torch.no_grad()
+    def relabel_(self, labels: Sequence[torch.Tensor]) -> None:
+        """给码字重新编号：第 l 层的第 k 个码字改叫 `labels[l][k]`；向量与误差不变，指纹改变。
+
+        Args:
+            labels: L 个 (K_l,) int64 排列。
+
+        Raises:
+            ValueError: 层数不符，或不是排列。
+        """
+        if len(labels) != len(self.codebook_sizes):
+            raise ValueError(f"got labels of {len(labels)} levels, but the model has {len(self.codebook_sizes)}")
+        for level, (label, size) in enumerate(zip(labels, self.codebook_sizes, strict=True)):
+            if label.shape != (size,) or not torch.equal(label.sort().values.cpu(), torch.arange(size)):
+                raise ValueError(f"labels of L{level + 1} are no permutation of 0…{size - 1}")
+        for quantizer, label in zip(self.rq_vae.quantizers, labels, strict=True):
+            for tensor in quantizer.state_dict().values():
+                if tensor.ndim:  # 标量是训练时钟，与编号无关
+                    tensor[label] = tensor.clone()
 
     def fingerprint(self) -> str:
         """决定 ID 的一切（配置与权重）的 SHA-256，64 位十六进制。"""

@@ -22,7 +22,7 @@ import numpy as np
 
 from algorithm.interfaces import SemanticIDModel
 
-from ..durable import sync_folder, write_atomically
+from ..durable import lock_folder, sync_folder, write_atomically
 from ..vectors import VectorSource, check_unique_ids
 from . import assign, seal
 from .assign import Choices
@@ -248,7 +248,7 @@ def _settle(
         prefix_price,
         lambda i: found.items[i].as_py(),
     )
-    figures = dict(placement.figures)
+    figures = {**placement.figures, "prefix_price": str(float(prefix_price))}  # JSON 没有 inf，所以写成字符串
     figures["added_mse"] = figures.pop("added_error") / (source.num_rows * source.dim)
     return {"moves": (found.rows, placement), "figures": figures}
 
@@ -323,7 +323,7 @@ def _partial_folder(target: Path, plan: Dict[str, Any], resume: bool) -> Iterato
     folder = target.with_name(target.name + ".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
-    lock = _lock(folder)
+    lock = lock_folder(folder)
     try:
         stranger = find_stranger(folder)
         if stranger is not None:
@@ -366,23 +366,6 @@ def _prepare_staging(folder: Path, plan: Dict[str, Any], resume: bool) -> None:
     for leftover in folder.iterdir():
         if leftover.name != STAGING_NAME:
             leftover.unlink()
-
-
-def _lock(folder: Path) -> int:
-    """对目录本身加锁（进程一死锁就没了）；没有 fcntl 的系统上不加锁。"""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except BlockingIOError:
-        os.close(descriptor)
-        raise FileExistsError(
-            f"another process is writing {str(folder)!r}; wait for it or choose another output"
-        ) from None
-    return descriptor
 
 
 def _publish(folder: Path, target: Path) -> None:

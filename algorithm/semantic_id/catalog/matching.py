@@ -14,7 +14,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
-__all__ = ["MAX_EXACT", "Candidates", "place"]
+__all__ = ["MAX_EXACT", "Candidates", "place", "solve"]
 
 MAX_EXACT = 256
 
@@ -57,7 +57,7 @@ def place(candidates: Candidates, max_exact: int = MAX_EXACT) -> Tuple[np.ndarra
         touched = sorted({int(cluster[left]) for left, _ in pairs.tolist()})
         for head in touched:
             items = sorted(members[head])
-            chosen[items] = (_solve if len(items) <= max_exact else _greedy)(candidates, items)
+            chosen[items] = (solve if len(items) <= max_exact else _greedy)(candidates, items)
     return chosen, sum(len(items) for items in members.values() if len(items) > max_exact)
 
 
@@ -94,7 +94,7 @@ def _lists(candidates: Candidates, items: Sequence[int]) -> List[List[Tuple[floa
     return out
 
 
-def _solve(candidates: Candidates, items: Sequence[int]) -> List[int]:
+def solve(candidates: Candidates, items: Sequence[int]) -> List[int]:
     """一簇的最优：逐个物品找最短增广路（带势的 Dijkstra），先保证安置得最多，再保证费用最小。
 
     References:

@@ -94,6 +94,23 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     ),
     # ray 只在这一间房里导入，而且在函数里面
     "catalog.encode_ray": ("interfaces catalog.encode catalog.manifest", "ray"),
+    "catalog.update": (
+        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.index"
+        " catalog.manifest catalog.packing catalog.parts catalog.shards catalog.table",
+        "numpy pyarrow",
+    ),
+    "catalog.migrate": (
+        "interfaces durable vectors catalog.matching catalog.shards catalog.table",
+        "numpy pyarrow",
+    ),
+    "catalog.drift": (
+        "interfaces vectors catalog.candidates catalog.parts catalog.shards catalog.table catalog.update",
+        "numpy torch",
+    ),
+    "catalog.index_json": (
+        "durable catalog.encode catalog.manifest catalog.parts catalog.seal catalog.shards catalog.table",
+        "numpy pyarrow",
+    ),
     "catalog.decode": (
         "interfaces durable vectors vectors_npy catalog.manifest catalog.parts catalog.table",
         "numpy pyarrow torch",
@@ -106,6 +123,13 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         "__init__ config durable verdicts progress vectors encoder trainer evaluation catalog"
         " catalog.assign catalog.encode catalog.encode_ray catalog.parts showcase run_folder",
         "pyarrow torch",
+    ),
+    # faiss 只在这一间房里导入
+    "faiss_model": ("config encoder", "numpy torch faiss"),
+    "commands_catalog": (
+        "commands durable faiss_model progress vectors catalog catalog.drift catalog.index_json catalog.migrate"
+        " catalog.update",
+        "torch",
     ),
 }
 
