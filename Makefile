@@ -6,6 +6,7 @@
 #   make bench-train   一步训练与 k-means 的速度，与需求草稿、faiss 对照
 #   make bench-quality 质量总表：误差、冲突、均匀、语义、时间，与同类工具并排，可续跑（ARGS="--report"）
 #   make bench-core    默认配方的质量与时间，与 faiss 残差 k-means 对照（ARGS="--features x.npy"）
+#   make bench-catalog 唯一 ID 的代价、一千万物品、查找（ARGS="--rows 10000000"）
 # 换解释器：make PYTHON=python3.12 test。给命令加参数：make test ARGS="-k codebook"。
 
 PYTHON ?= python3
@@ -16,10 +17,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 # 这些文件变了就重装；pip 只补差额，所以通常几秒
 INPUTS := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard algorithm/semantic_id/*.cpp)
 
-.PHONY: help demo test check bench-encode bench-train bench-core bench-quality clean
+.PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-catalog clean
 
 help:
-	@sed -n '2,8s/^#   //p' Makefile
+	@sed -n '2,9s/^#   //p' Makefile
 
 demo: $(VENV)/.installed
 	@$(BIN)/semid demo $(ARGS)
@@ -32,7 +33,7 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
-bench-encode bench-train bench-core bench-quality: $(VENV)/.installed-bench
+bench-encode bench-train bench-core bench-quality bench-catalog: $(VENV)/.installed-bench
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
 
 clean:

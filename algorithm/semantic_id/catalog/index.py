@@ -31,6 +31,7 @@ __all__ = ["CatalogIndex", "build_index"]
 
 _CHUNK = 1 << 20
 _SMALL = 1 << 17  # 字符串一次处理多少个：散列的中间量按字节数算
+_PIECE = 1 << 13
 
 
 class _ArrayFile:
@@ -260,7 +261,11 @@ class CatalogIndex:
             inside = open_[slot[open_] < len(self._keys)]
             open_ = inside[self._keys[slot[inside]] == keys[inside]]
             position = np.asarray(self._positions[slot[open_]])
-            right = np.ones(len(open_), bool) if text is None else self._equal(position, text, open_)
+            right = np.ones(len(open_), bool)
+            if text is not None:
+                for start in range(0, len(open_), _PIECE):  # 逐字节比较的中间量放得进缓存才快
+                    part = slice(start, start + _PIECE)
+                    right[part] = self._equal(position[part], text, open_[part])
             out[open_[right]] = position[right]
             open_ = open_[~right]
             slot[open_] += 1

@@ -16,6 +16,7 @@ import pyarrow as pa
 __all__ = ["Packing", "comparable", "hash_bytes", "ids_to_bytes", "ids_to_integers"]
 
 _WORD_BITS = 63
+_PIECE = 1 << 13
 
 
 class Packing:
@@ -109,6 +110,15 @@ def hash_bytes(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
     Returns:
         (N,) int64。
     """
+    out = np.empty(len(offsets) - 1, np.int64)
+    for start in range(0, len(out), _PIECE):  # 一小段一小段算：中间量是字节数的八倍，放得进缓存才快
+        piece = offsets[start : start + _PIECE + 1]
+        out[start : start + _PIECE] = _hash_piece(piece - piece[0], data[piece[0] : piece[-1]])
+    return out
+
+
+def _hash_piece(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
+    """`hash_bytes` 的一段。"""
     lengths = np.diff(offsets)
     longest = int(lengths.max()) if len(lengths) else 0
     with np.errstate(over="ignore"):
