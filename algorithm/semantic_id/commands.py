@@ -117,7 +117,8 @@ def encode(
     address: str | None = None,
 ) -> Dict[str, Any]:
     """把特征编码成物品表；去重、续跑、引擎见 `catalog.encode`。"""
-    encoder = load_model(model, device)
+    # 在集群上 --device 说的是各节点；发起的这台机器可能没有显卡，ID 与设备无关
+    encoder = load_model(model, device if engine == "local" else "auto")
     source = open_vectors(
         features, expected_dim=encoder.embedding_dim, id_column=id_column, vector_column=vector_column
     )
@@ -255,7 +256,8 @@ def _engine(name: str, address: str | None, model: Path, device: str) -> Engine 
         return None
     from .catalog.encode_ray import RayEngine
 
-    return RayEngine(functools.partial(load_model, model.resolve(), device), address=address)
+    load = functools.partial(load_model, model.resolve(), device)
+    return RayEngine(load, address=address, num_gpus=1 if device.startswith("cuda") else 0)
 
 
 def _device(name: str) -> torch.device:

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, cli
 from algorithm.semantic_id.catalog import CatalogError, encode_catalog
 from algorithm.semantic_id.tests.fake_model import DeadlyModel, FakeModel
 from algorithm.semantic_id.tests.test_catalog import digest
@@ -67,10 +69,22 @@ def test_a_killed_actor_changes_no_byte(ray, tmp_path):
     assert ray.is_initialized()  # 不是我们起的 Ray 不停
 
 
+def test_the_command_line_encodes_on_ray(ray, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = SemanticIDEncoder(SemanticIDConfig(embedding_dim=4, codebook_sizes=(4, 8, 64)))
+    model.save_pretrained(tmp_path / "model")
+    features(tmp_path)
+    encode = ["encode", str(tmp_path / "model"), str(tmp_path / "x.parquet"), "--unique", "-q"]
+    assert cli.main([*encode, "--output", str(tmp_path / "local")]) == 0
+    assert cli.main([*encode, "--output", str(tmp_path / "ray"), "--engine", "ray"]) == 0
+    assert capsys.readouterr().err == ""
+    assert digest(tmp_path / "ray") == digest(tmp_path / "local")
+
+
 def test_a_poisoned_shard_ends_the_run_without_a_manifest(ray, tmp_path):
     source = features(tmp_path)
-    deadly = engine(functools.partial(DeadlyModel, *SHAPE, ""), num_actors=1, max_tries=2)
-    with pytest.raises(CatalogError, match=r"failed 2 times on Ray; nothing was sealed"):
+    deadly = engine(functools.partial(DeadlyModel, *SHAPE, ""), num_actors=1, max_tries=1)
+    with pytest.raises(CatalogError, match=r"failed 1 times on Ray; nothing was sealed"):
         encode_catalog(FakeModel(*SHAPE), source, tmp_path / "cat", engine=deadly, rows_per_part=32)
     # 坏数据重试也没用：原样抛出，指出行号
     plain = engine(functools.partial(FakeModel, *SHAPE), num_actors=1)
