@@ -7,7 +7,8 @@
 规模部分**不跑真的模型**：编码一千万行 256 维会淹没要量的东西（排序、去重、分片、索引、落盘）。特征是生成的 4 维
 (l1, l2, p, 余量)，「模型」只取整；冲突有两种来源：热门前缀里 p 相近的物品，与百分之二完全重复的物品。所以这里的数字
 是物品表自己的开销，编码的速度见 bench_encode.py。每个策略在单独的进程里跑，内存是该进程的峰值 RSS，含映射的索引页
-与 torch 自身；查找在建表的同一个进程里量。
+与 torch 自身；查找在建表的同一个进程里量。最热的前缀约有 0.4 % 的物品，
+一千万时四万个，多过 L3 的 16,384 个码，所以这份数据不能只换 L3，规模部分没有 `prefix_price=inf`。
 
 同类的做法（逐行贪心）：先到的留着，后到的在自己的前缀里挪到最近的、还没用过的 L3。它有两个版本：「不管别人」会占掉后
 面独占的物品的码，于是别人也得挪；「避开独占」不占。都不改前缀，所以与 `prefix_price=inf` 同样的前提下比。
@@ -163,8 +164,7 @@ def run_scale(policy: str, price: float, rows: int, text: bool, folder: Path) ->
 def scale_table(rows: int) -> list[str]:
     """每个策略一个进程。"""
     jobs = [
-        ("none", 1.0, False), ("suffix", 1.0, False), ("nearest-free", 1.0, False), ("nearest-free", math.inf, False),
-        ("suffix", 1.0, True),
+        ("none", 1.0, False), ("suffix", 1.0, False), ("nearest-free", 1.0, False), ("suffix", 1.0, True),
     ]  # fmt: skip
     lines = [
         "| 策略 | 编号 | 墙钟 s | CPU s | 峰值内存 MB | 磁盘 MB（其中索引） | 与别人同码 | 挪动 | 换前缀 | 贪心安置 |",
@@ -257,10 +257,11 @@ def cost_table(model_folder: Path, features: Path) -> list[str]:
             cpu = time.process_time() - cpu
             codes = codes_of(Catalog.open(target).read())
             lost = int((codes[:, 0] != raw[:, 0]).sum())
+            share, greedy = done["added_mse"] / reference, done["num_greedy"]
             counts = " | ".join(f"{done[key]:,}" for key in ("num_contenders", "num_moved", "num_prefix_changed"))
             lines.append(
-                f"| nearest-free，价格 {price:g} | {rate(codes):.4f} | {counts} | {lost} | {1e6 * done['added_mse']:.3f} | "
-                f"{done['added_mse'] / reference:.2%} | {done['num_greedy']:,} | +{cpu - raw_time:.0f} |"
+                f"| nearest-free，价格 {price:g} | {rate(codes):.4f} | {counts} | {lost} | "
+                f"{1e6 * done['added_mse']:.3f} | {share:.2%} | {greedy:,} | +{cpu - raw_time:.0f} |"
             )
             print(lines[-1], file=sys.stderr, flush=True)
             shutil.rmtree(target)

@@ -5,7 +5,8 @@
 - suffix：同码的物品按 item_id 排，第几个就是去重位（TIGER 的做法），独占的是 0。
 - nearest-free：ID 还是 L 位。独占一个码的物品不动；同码的物品在自己最便宜的候选里挪，谁也不占别人的码，总的新增误差最小
   （怎样求最优见 `matching.py`）。离开自己的前 L − 1 层要另付 `prefix_price`（单位：这些物品平均的重建误差；inf 则只换
-  最后一层）；L1 是物品的大类，永远不换。候选不够就多要，直到本前缀的全部码字；还不够就抛 `NoFreeCodeError`。
+  最后一层）；L1 是物品的大类，永远不换。候选不够就多要，直到本前缀的全部码字；还不够就抛 `NoFreeCodeError`；要的候选
+  总数超过三千多万时也抛，免得撑爆内存。
 
 形状字母：n 为要安置的物品数，L 为层数，E 为候选数，M 为每个物品几条候选。
 """
@@ -36,6 +37,7 @@ __all__ = [
 
 DEFAULT_PREFIX_PRICE = 1.0
 FIRST_CANDIDATES, _GROWTH = 16, 8
+_MOST_EDGES = 1 << 25  # 一次多要的候选总数；再多就不止 1 GB
 MAX_WIDE = 1024  # 束搜索的上限；前缀之内的候选没有这个限制
 
 
@@ -131,6 +133,8 @@ def nearest_free(
     if not len(own):
         return Placement(own.astype(np.int32), _figures(own, own, np.zeros(0), 0))
     own = own.astype(np.int32)
+    if math.isinf(prefix_price):
+        _check_pigeonhole(own, sizes[-1], names)
     price = prefix_price * math.fsum(own_error.tolist()) / len(own)
     everyone = np.arange(len(own))
     own_free = ~occupied(own)
@@ -153,10 +157,28 @@ def nearest_free(
             raise NoFreeCodeError(_no_code(own, int(stuck[0]), prefix_price, names))
         more = int(tried[lost].min()) * _GROWTH
         lost = lost[tried[lost] < more]
+        if len(lost) * more > _MOST_EDGES:
+            raise NoFreeCodeError(
+                f"{len(lost)} items (first item_id {names(int(lost[0]))!r}) found no free code among their "
+                f"{more // _GROWTH} cheapest; their neighbourhood is too crowded: use --unique suffix, larger codebooks, or drop exact "
+                "duplicates"
+            )
         tried[lost] = more
         found = [_without(choices, lost) for choices in found] + [fetch(lost, more)]
     winners = order[chosen]
     return Placement(edges.codes[winners], _figures(own, edges.codes[winners], added[winners], num_greedy))
+
+
+def _check_pigeonhole(own: np.ndarray, size: int, names: Callable[[int], Any]) -> None:
+    """只换最后一层时，一个前缀里要安置的物品不能比码还多；早早说清，而不是先把候选要个遍。"""
+    prefixes, inverse, counts = np.unique(own[:, :-1], axis=0, return_inverse=True, return_counts=True)
+    worst = int(counts.argmax())
+    if counts[worst] > size:
+        first = int(np.flatnonzero(inverse.reshape(-1) == worst)[0])
+        raise NoFreeCodeError(
+            f"no free code is left: {counts[worst]} items share codes within the prefix "
+            f"{tuple(prefixes[worst].tolist())} (first item_id {names(first)!r}), which has {size} codes; use --unique suffix or a finite --prefix-price"
+        )
 
 
 def _usable(found: Sequence[Choices], own: np.ndarray, occupied: Callable[[np.ndarray], np.ndarray]) -> Choices:

@@ -186,9 +186,16 @@ def test_a_full_prefix_grows_its_candidates_and_then_names_the_group(tmp_path):
     assert sorted(full.values()) == [(1, 1, i) for i in range(40)]
     assert (summary["num_contenders"], summary["num_moved"]) == (40, 39)
     x, ids = np.tile(np.float32([[1, 1, 3]]), (41, 1)), [f"{i:02d}" for i in range(41)]
-    with pytest.raises(NoFreeCodeError, match=r"no free code is left for item_id '\d\d': 41 items .*\(1, 1, 3\).*'00'"):
+    text = r"41 items share codes within the prefix \(1, 1\) \(first item_id '00'\), which has 40 codes"
+    with pytest.raises(NoFreeCodeError, match=text):
         encode(tmp_path, "over", x, ids, sizes=sizes, unique="nearest-free", prefix_price=math.inf)
     assert not (tmp_path / "over").exists()
+    # 鸽笼之内、但码被独占的物品占着：候选要到底才知道
+    crowd = np.concatenate([x[:40], np.float32([[1, 1, 7]])])
+    with pytest.raises(
+        NoFreeCodeError, match=r"no free code is left for item_id '39': 40 items share .*\(1, 1, 3\).*'00'"
+    ):
+        encode(tmp_path, "over", crowd, ids, sizes=sizes, unique="nearest-free", prefix_price=math.inf)
     # 允许换前缀就放得下，但 L1 不换
     spread, _ = encode(tmp_path, "spread", x, ids, sizes=sizes, unique="nearest-free", prefix_price=1.0)
     assert {code[0] for code in spread.values()} == {1}
