@@ -160,8 +160,8 @@ def nearest_free(
         if len(lost) * more > _MOST_EDGES:
             raise NoFreeCodeError(
                 f"{len(lost)} items (first item_id {names(int(lost[0]))!r}) found no free code among their "
-                f"{more // _GROWTH} cheapest; their neighbourhood is too crowded: use --unique suffix, larger codebooks, or drop exact "
-                "duplicates"
+                f"{more // _GROWTH} cheapest; their neighbourhood is too crowded: use --unique suffix, larger "
+                "codebooks, or drop exact duplicates"
             )
         tried[lost] = more
         found = [_without(choices, lost) for choices in found] + [fetch(lost, more)]
@@ -177,7 +177,8 @@ def _check_pigeonhole(own: np.ndarray, size: int, names: Callable[[int], Any]) -
         first = int(np.flatnonzero(inverse.reshape(-1) == worst)[0])
         raise NoFreeCodeError(
             f"no free code is left: {counts[worst]} items share codes within the prefix "
-            f"{tuple(prefixes[worst].tolist())} (first item_id {names(first)!r}), which has {size} codes; use --unique suffix or a finite --prefix-price"
+            f"{tuple(prefixes[worst].tolist())} (first item_id {names(first)!r}), which has {size} codes; "
+            "use --unique suffix or a finite --prefix-price"
         )
 
 
