@@ -8,6 +8,7 @@
 #   make bench-behaviour 行为引导换来的提升度与付出的误差
 #   make bench-decode  受约束解码的一步与建树，与 STATIC 的做法、marisa-trie、字典对照
 #   make bench-core    默认配方的质量与时间，与 faiss 残差 k-means 对照（ARGS="--features x.npy"）
+#   make bench-catalog 唯一 ID 的代价、一千万物品、查找（ARGS="--rows 10000000"）
 # 换解释器：make PYTHON=python3.12 test。给命令加参数：make test ARGS="-k codebook"。
 
 PYTHON ?= python3
@@ -18,10 +19,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 # 这些文件变了就重装；pip 只补差额，所以通常几秒
 INPUTS := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard algorithm/semantic_id/*.cpp)
 
-.PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode clean
+.PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-catalog clean
 
 help:
-	@sed -n '2,10s/^#   //p' Makefile
+	@sed -n '2,11s/^#   //p' Makefile
 
 demo: $(VENV)/.installed
 	@$(BIN)/semid demo $(ARGS)
@@ -34,7 +35,7 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
-bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode: $(VENV)/.installed-bench
+bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-catalog: $(VENV)/.installed-bench
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
 
 clean:
@@ -43,7 +44,7 @@ clean:
 # 标记文件最后才写：装到一半断了，下次会接着装
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
 	@echo "安装依赖（首次要下载 PyTorch，需要几分钟）……"
-	@$(PIP) -e ".[test]"
+	@$(PIP) -e ".[test,ray]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -84,3 +84,15 @@ class SemanticIDModel(Protocol):
 
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """(B, L) 整数编码 → (B, D) float32 重建向量。"""
+
+    def encode_candidates(
+        self, features: torch.Tensor, num_candidates: int, prefixes: torch.Tensor | None = None
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """候选编码 (B, M, L) int64 与误差 (B, M) float64，按（误差，编号字典序）递增，互不相同。
+
+        凑不满 M 条的余下填 −1 与 inf。给出 `prefixes` (B, L − 1) 时只在各自的前缀之内挑，第一条是该前缀下最近的。
+        一行的候选只由这一行与模型决定。
+        """
+
+    def path_errors(self, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """(B, L) float64：走完前 l 层之后的误差，最后一列与 `encode_candidates` 的误差同义。"""

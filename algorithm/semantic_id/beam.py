@@ -36,9 +36,10 @@ from typing import List, Sequence, Tuple
 import torch
 
 from . import _beam_tiles, _search_native, _search_tiles
+from ._search_tiles import distance
 from .search import PreparedCodebook, untraced
 
-__all__ = ["InnerProducts", "search"]
+__all__ = ["InnerProducts", "all_nearest", "distance", "search"]
 
 _PANEL = 32
 _LIMIT = 1e18
@@ -131,6 +132,24 @@ def search(
     threads = torch.get_num_threads() if num_threads is None else num_threads
     plain = [weight.detach() for weight in weights]
     _search_native.beam_search(z, plain, books, tables, _gain(books), bound, codes, errors, threads)
+    return codes, errors
+
+
+def all_nearest(
+    z: torch.Tensor, weight: torch.Tensor, book: PreparedCodebook, count: int
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """一层码本里最近的 `count` 个码字，逐个按定义算：束宽之外的少数行才用它，慢。
+
+    Returns:
+        (B, count) int64 与 (B, count) float64，按（误差，编号）递增；不同的码字不足 `count` 个时填 −1 与 inf。
+    """
+    codes = torch.full((len(z), count), -1, dtype=torch.int64, device=z.device)
+    errors = torch.full((len(z), count), torch.inf, dtype=torch.float64, device=z.device)
+    kept = (~book.twin[: book.size]).nonzero()[:, 0]  # (K'',)
+    for row in range(len(z)):
+        far = torch.cat([distance(z[row], weight[part]) for part in kept.split(2048)])  # (K'',)
+        far, order = (part[:count] for part in torch.sort(far, stable=True))
+        codes[row, : len(far)], errors[row, : len(far)] = kept[order], far
     return codes, errors
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Callable, Dict, Sequence
 
 import typer
 
-from . import __version__, cli_text
+from . import __version__, cli_catalog, cli_text
 from .cli_errors import interrupted, report
 from .cli_language import both, localized, take_lang
 from .cli_options import (
@@ -30,7 +30,9 @@ from .cli_options import (
     Model,
     Output,
     Overwrite,
+    PrefixPrice,
     Quiet,
+    Unique,
     VectorColumn,
 )
 
@@ -161,7 +163,25 @@ def encode(
     model: Model,
     features: Features,
     output: Output,
+    unique: Unique = "none",
+    prefix_price: PrefixPrice = 1.0,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help=both("接着被打断的编码，结果逐字节相同", "go on where encoding was interrupted")),
+    ] = False,
     overwrite: Overwrite = False,
+    rows_per_part: Annotated[int, typer.Option(help=both("一个分片多少行", "rows of one part file"))] = 1 << 20,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray",
+            help=both("在哪里编码；ray 要装 semid[ray]", "where to encode; ray needs semid[ray]"),
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help=both("Ray 集群的地址；不给就在本机起一个", "address of a Ray cluster; default: start one")),
+    ] = None,
     block_rows: BlockRows = 16384,
     device: Device = "auto",
     id_column: IdColumn = "item_id",
@@ -179,6 +199,12 @@ def encode(
         features,
         output,
         overwrite=overwrite,
+        resume=resume,
+        unique=unique,
+        prefix_price=prefix_price,
+        rows_per_part=rows_per_part,
+        engine=engine,
+        address=address,
         block_rows=block_rows,
         device=device,
         id_column=id_column,
@@ -306,6 +332,9 @@ def demo(
     _emit(context, result, cli_text.show_demo, json_, quiet)
 
 
+cli_catalog.register(app, lambda *arguments: _emit(*arguments))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """入口：返回退出码，绝不让用户的错误变成回溯。
 
@@ -322,7 +351,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lang, arguments = take_lang(list(sys.argv[1:] if argv is None else argv))
         command = localized(app, lang)
-        code = command.main(arguments or ["--help"], prog_name="semid", standalone_mode=False, obj={"lang": lang})
+        code = command.main(
+            cli_catalog.fill_unique(arguments) or ["--help"],
+            prog_name="semid",
+            standalone_mode=False,
+            obj={"lang": lang},
+        )
         if code == 130:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0

@@ -22,6 +22,26 @@ Model = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help=both("输出目录", "output folder"))]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=both("允许替换已有的输出", "replace existing output"))]
+Unique = Annotated[
+    str,
+    typer.Option(
+        metavar="none|suffix|nearest-free",
+        help=both(
+            "让 ID 唯一：加去重位，或挪到最近的空码；不给值就是 suffix",
+            "unique IDs: a suffix, or a move to the nearest free code; suffix when no value is given",
+        ),
+    ),
+]
+PrefixPrice = Annotated[
+    float,
+    typer.Option(
+        metavar="PRICE",
+        help=both(
+            "nearest-free 换前缀的价格，单位是平均误差；inf 则只换最后一层",
+            "price of a new prefix under nearest-free, in mean errors; inf moves the last level only",
+        ),
+    ),
+]
 BlockRows = Annotated[int, typer.Option(help=both("一次处理多少行；只影响内存", "rows at a time; memory only"))]
 Device = Annotated[str, typer.Option(help=both("cpu、cuda 或 auto", "cpu, cuda or auto"))]
 IdColumn = Annotated[str, typer.Option(help=both("Parquet 里的物品编号列", "item id column of the Parquet file"))]

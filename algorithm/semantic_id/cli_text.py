@@ -11,12 +11,21 @@ from rich.table import Table
 
 from .cli_language import both, pick
 
-__all__ = ["show_demo", "show_evaluation", "show_info", "show_tokens", "show_trained", "show_written"]
+__all__ = [
+    "facts",
+    "new_console",
+    "show_demo",
+    "show_evaluation",
+    "show_info",
+    "show_tokens",
+    "show_trained",
+    "show_written",
+]
 
 
 def show_trained(result: Dict[str, Any], lang: str) -> None:
     """`train` 的摘要。"""
-    console = _console()
+    console = new_console()
     rows = [
         (
             both("训练行 / 留出行", "train / held-back rows"),
@@ -27,7 +36,7 @@ def show_trained(result: Dict[str, Any], lang: str) -> None:
         (both("留下的 epoch", "epoch kept"), f"{result['best_epoch']} / {result['num_epochs']}"),
         (both("指纹", "fingerprint"), result["fingerprint"][:16]),
     ]
-    console.print(_facts(rows, lang))
+    console.print(facts(rows, lang))
     console.print(_levels(result, lang))
     for note in result["notes"]:
         console.print(f"· {escape(note)}")
@@ -37,7 +46,7 @@ def show_trained(result: Dict[str, Any], lang: str) -> None:
 def show_written(result: Dict[str, Any], lang: str) -> None:
     """`encode`、`decode` 的一行摘要。"""
     text = pick(both("{n} 个物品，写在 {out}", "{n} items written to {out}"), lang)
-    _console().print(escape(text.format(n=result["num_items"], out=result["output"])))
+    new_console().print(escape(text.format(n=result["num_items"], out=result["output"])))
 
 
 def show_tokens(result: Dict[str, Any], lang: str) -> None:
@@ -46,20 +55,20 @@ def show_tokens(result: Dict[str, Any], lang: str) -> None:
         both("{n} 个语义 ID 词，词号从 {first} 起，写在 {out}", "{n} tokens from id {first} on, in {out}"), lang
     )
     values = {"n": result["num_tokens"], "first": result["offsets"][0], "out": result["output"]}
-    _console().print(escape(text.format(**values)))
+    new_console().print(escape(text.format(**values)))
 
 
 def show_evaluation(result: Dict[str, Any], lang: str) -> None:
     """`evaluate` 的表格与体检结论。"""
-    console = _console()
-    console.print(_facts(_quality_rows(result, lang), lang))
+    console = new_console()
+    console.print(facts(_quality_rows(result, lang), lang))
     console.print(_levels(result, lang))
     _show_verdicts(console, result["verdicts"], lang)
 
 
 def show_info(result: Dict[str, Any], lang: str) -> None:
     """`info` 的表格。"""
-    console = _console()
+    console = new_console()
     config, training = result["config"], result["training"]
     rows = [
         (both("指纹", "fingerprint"), result["fingerprint"]),
@@ -69,16 +78,16 @@ def show_info(result: Dict[str, Any], lang: str) -> None:
         (both("磁盘占用", "size on disk"), f"{result['bytes'] / 1e6:.1f} MB"),
     ]
     rows += [(key, str(value)) for key, value in config.items() if key not in ("embedding_dim", "codebook_sizes")]
-    console.print(_facts(rows, lang))
+    console.print(facts(rows, lang))
     if not training:
         console.print(pick(both("这个模型从未训练过。", "This model was never trained."), lang))
         return
-    console.print(_facts([(key, _plain(value)) for key, value in training.items()], lang))
+    console.print(facts([(key, _plain(value)) for key, value in training.items()], lang))
 
 
 def show_demo(result: Dict[str, Any], lang: str) -> None:
     """`demo` 的展示：数字、共享前缀的物品、下一步。"""
-    console = _console()
+    console = new_console()
     show_evaluation(result, lang)
     chance, *agreement = (f"{value:.0%}" if value is not None else "–" for value in result["prefix_agreement"])
     text = both(
@@ -169,7 +178,7 @@ def _show_verdicts(console: Console, verdicts: List[Dict[str, str]], lang: str) 
     console.print(table)
 
 
-def _facts(rows: List[Tuple[str, str]], lang: str) -> Table:
+def facts(rows: List[Tuple[str, str]], lang: str) -> Table:
     """两列：名称、值。"""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
@@ -196,6 +205,6 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _console() -> Console:
+def new_console() -> Console:
     """每次新建：测试与管道会换掉 sys.stdout。"""
     return Console(file=sys.stdout, highlight=False)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ import torch
 
 from . import __version__, showcase
 from .catalog import Catalog, decode_codes_file, encode_catalog
-from .catalog.table import codes_of
+from .catalog.assign import DEFAULT_PREFIX_PRICE
+from .catalog.encode import DEFAULT_ROWS_PER_PART, Engine
+from .catalog.parts import codes_of
 from .config import SemanticIDConfig, TrainerConfig
 from .decoding.tokenizer_folder import write_tokenizer
 from .durable import write_atomically
@@ -111,15 +114,32 @@ def encode(
     id_column: str,
     vector_column: str,
     progress: bool,
+    resume: bool = False,
+    unique: str = "none",
+    prefix_price: float = DEFAULT_PREFIX_PRICE,
+    rows_per_part: int = DEFAULT_ROWS_PER_PART,
+    engine: str = "local",
+    address: str | None = None,
 ) -> Dict[str, Any]:
-    """把特征编码成物品表。"""
-    encoder = _load(model, device)
+    """把特征编码成物品表；去重、续跑、引擎见 `catalog.encode`。"""
+    # 在集群上 --device 说的是各节点；发起的这台机器可能没有显卡，ID 与设备无关
+    encoder = load_model(model, device if engine == "local" else "auto")
     source = open_vectors(
         features, expected_dim=encoder.embedding_dim, id_column=id_column, vector_column=vector_column
     )
     with Progress(progress) as bar, bar.task("encode", source.num_rows) as advance:
         return encode_catalog(
-            encoder, source, output, overwrite=overwrite, block_rows=block_rows, progress=_done(advance)
+            encoder,
+            source,
+            output,
+            overwrite=overwrite,
+            resume=resume,
+            unique=unique,
+            prefix_price=prefix_price,
+            block_rows=block_rows,
+            rows_per_part=rows_per_part,
+            engine=_engine(engine, address, model, device),
+            progress=_done(advance),
         )
 
 
@@ -127,7 +147,7 @@ def decode(
     model: Path, codes: Path, output: Path, *, overwrite: bool, block_rows: int, device: str, progress: bool
 ) -> Dict[str, Any]:
     """把编码解码成特征向量文件。"""
-    encoder = _load(model, device)
+    encoder = load_model(model, device)
     # 行数要打开文件才知道，所以进度以比例计
     with Progress(progress) as bar, bar.task("decode", 100) as advance:
         return decode_codes_file(
@@ -144,7 +164,7 @@ def evaluate(
     model: Path, features: Path, *, block_rows: int, device: str, id_column: str, vector_column: str, progress: bool
 ) -> Dict[str, Any]:
     """评估模型；结果里的 verdicts 是体检结论。"""
-    encoder = _load(model, device)
+    encoder = load_model(model, device)
     source = open_vectors(
         features, expected_dim=encoder.embedding_dim, id_column=id_column, vector_column=vector_column
     )
@@ -155,7 +175,7 @@ def evaluate(
 
 def info(model: Path) -> Dict[str, Any]:
     """模型的配置、指纹、大小与训练时的数字。"""
-    encoder = _load(model, "cpu")
+    encoder = load_model(model, "cpu")
     return {
         "model": os.fspath(model),
         "fingerprint": encoder.fingerprint(),
@@ -172,7 +192,7 @@ def tokens(
     """给分词器加上这个模型的语义 ID 词。"""
     if suffix_size < 0:
         raise ValueError(f"--suffix-size {suffix_size} is out of range; use 0 for no suffix")
-    encoder = _load(model, "cpu")
+    encoder = load_model(model, "cpu")
     num_levels = len(encoder.codebook_sizes)
     return write_tokenizer(
         tokenizer,
@@ -242,11 +262,25 @@ def _with_verdicts(figures: Dict[str, Any], encoder: SemanticIDEncoder) -> Dict[
     return {**figures, "verdicts": [verdict._asdict() for verdict in verdicts]}
 
 
-def _load(folder: Path, device: str) -> SemanticIDEncoder:
+def load_model(folder: Path, device: str) -> SemanticIDEncoder:
     """命令行只认本地目录：拼错的路径应当立刻报错，而不是去网上找同名仓库。"""
     if not folder.is_dir():
         raise FileNotFoundError(f"model folder {str(folder)!r} does not exist; train one with `semid train`")
     return SemanticIDEncoder.from_pretrained(folder).to(_device(device))
+
+
+def _engine(name: str, address: str | None, model: Path, device: str) -> Engine | None:
+    """--engine 的门；None 就在本进程里跑。"""
+    if name not in ("local", "ray"):
+        raise ValueError(f"--engine {name!r} is not supported; use local or ray")
+    if name == "local":
+        if address is not None:
+            raise ValueError("--address is only for --engine ray")
+        return None
+    from .catalog.encode_ray import RayEngine
+
+    load = functools.partial(load_model, model.resolve(), device)
+    return RayEngine(load, address=address, num_gpus=1 if device.startswith("cuda") else 0)
 
 
 def _device(name: str) -> torch.device:

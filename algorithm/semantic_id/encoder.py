@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Sequence, Tuple
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -159,7 +159,9 @@ class SemanticIDEncoder(
         """
         return self.rq_vae.encode(features)
 
-    def encode_candidates(self, features: torch.Tensor, num_candidates: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    def encode_candidates(
+        self, features: torch.Tensor, num_candidates: int, prefixes: torch.Tensor | None = None
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
         """每个物品的几条候选语义 ID 与误差，例如在 ID 冲突时另选一条。
 
         束宽取 `num_candidates` 与 `config.beam_size` 中较大的一个，所以 `num_candidates` 不大于 `beam_size` 时，
@@ -168,6 +170,7 @@ class SemanticIDEncoder(
         Args:
             features: (B, D) 浮点特征，与模型在同一设备。
             num_candidates: 要几条，M，[1, 1024]；结果占 B · M · 8(L + 1) 字节，大批请自行分块。
+            prefixes: (B, L − 1) 整数；给出时候选只在这个前缀之内，即只换最后一层，这时 M 可以到 K_L（1024 以上很慢）。
 
         Returns:
             codes: (B, M, L) int64，每行互不相同，按（误差，编号字典序）递增；码本太小凑不满 M 条时，余下的填 −1。
@@ -177,7 +180,21 @@ class SemanticIDEncoder(
             TypeError: features 不是实浮点张量，或 num_candidates 不是整数。
             ValueError: 形状不对、为空、含 NaN/Inf，或 num_candidates 越界。
         """
+        if prefixes is not None:
+            return self.rq_vae.prefix_candidates(features, prefixes, num_candidates)
         return self.rq_vae.encode_candidates(features, num_candidates)
+
+    def path_errors(self, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """每走一层之后，隐空间里还剩多少误差。
+
+        Args:
+            features: (B, D) 浮点特征，与模型在同一设备。
+            codes: (B, L) 整数编码，不必是 `encode` 的结果。
+
+        Returns:
+            (B, L) float64，第 l 列是 ‖z − Σ_{j≤l} q_j‖²，单位为特征的平方；最后一列与 `encode_candidates` 的误差同义。
+        """
+        return self.rq_vae.path_errors(features, codes)
 
     def decode(
         self,
@@ -241,6 +258,26 @@ class SemanticIDEncoder(
             ValueError: 越界。
         """
         self.config.beam_size = self.rq_vae.config.beam_size = check_beam_size(beam_size)
+
+    @torch.no_grad()
+    def relabel_(self, labels: Sequence[torch.Tensor]) -> None:
+        """给码字重新编号：第 l 层的第 k 个码字改叫 `labels[l][k]`；向量与误差不变，指纹改变。
+
+        Args:
+            labels: L 个 (K_l,) int64 排列。
+
+        Raises:
+            ValueError: 层数不符，或不是排列。
+        """
+        if len(labels) != len(self.codebook_sizes):
+            raise ValueError(f"got labels of {len(labels)} levels, but the model has {len(self.codebook_sizes)}")
+        for level, (label, size) in enumerate(zip(labels, self.codebook_sizes, strict=True)):
+            if label.shape != (size,) or not torch.equal(label.sort().values.cpu(), torch.arange(size)):
+                raise ValueError(f"labels of L{level + 1} are no permutation of 0…{size - 1}")
+        for quantizer, label in zip(self.rq_vae.quantizers, labels, strict=True):
+            for tensor in quantizer.state_dict().values():
+                if tensor.ndim:  # 标量是训练时钟，与编号无关
+                    tensor[label] = tensor.clone()
 
     def fingerprint(self) -> str:
         """决定 ID 的一切（配置与权重）的 SHA-256，64 位十六进制。"""

@@ -133,6 +133,60 @@ class ResidualVectorQuantizer(nn.Module):
         return torch.cat(codes), torch.cat(errors)
 
     @torch.no_grad()
+    def prefix_candidates(
+        self, x: torch.Tensor, prefixes: torch.Tensor, num_candidates: int
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """前 L − 1 层固定，只挑最后一层的几条候选；见 `SemanticIDEncoder.encode_candidates`。"""
+        check_shape(x, self.config.embedding_dim)
+        last, levels = self.quantizers[-1], len(self.quantizers)
+        num_candidates = check_int("num_candidates", num_candidates, 1)
+        if prefixes.shape != (len(x), levels - 1):
+            raise ValueError(f"prefixes has shape {tuple(prefixes.shape)}; need ({len(x)}, {levels - 1})")
+        if levels > 1:
+            check_codes(prefixes.unbind(1), self.config.codebook_sizes[:-1])
+        weight = last.embedding.weight.detach()
+        rows = max(1, _ENCODE_ROWS * 16 // max(num_candidates, 16))
+        codes, errors = [], []
+        for start in range(0, len(x), rows):
+            block = x[start : start + rows].float()
+            check_finite_rows(block, "features", row_offset=start)
+            prefix = prefixes[start : start + rows]
+            residual = self._residual(self._latent(block), prefix)
+            # 只剩一层的束搜索就是「最近的几个码字」：同一定义、同一误差、同样与批无关
+            if num_candidates <= MAX_BEAM_SIZE:
+                found, error = beam.search(residual, [weight], [last.prepared()], num_candidates)
+                found = found[:, :, 0]  # (b, M)
+            else:
+                found, error = beam.all_nearest(residual, weight, last.prepared(), num_candidates)
+            path = torch.cat([prefix[:, None].expand(-1, found.shape[1], -1), found[:, :, None]], 2)
+            codes.append(path.masked_fill(found[:, :, None] < 0, -1))
+            errors.append(error)
+        return torch.cat(codes), torch.cat(errors)
+
+    @torch.no_grad()
+    def path_errors(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """每走一层之后的误差，见 `SemanticIDEncoder.path_errors`。"""
+        check_shape(x, self.config.embedding_dim)
+        check_codes(codes.unbind(1), self.config.codebook_sizes)
+        out = []
+        for start in range(0, len(x), 1024):
+            block = x[start : start + 1024].float()
+            check_finite_rows(block, "features", row_offset=start)
+            residual, errors = self._latent(block), []
+            for level, quantizer in enumerate(self.quantizers):
+                codewords = quantizer.embedding(codes[start : start + 1024, level])
+                errors.append(beam.distance(residual, codewords))  # (b,)
+                residual = residual - codewords
+            out.append(torch.stack(errors, 1))
+        return torch.cat(out)
+
+    def _residual(self, z: torch.Tensor, prefixes: torch.Tensor) -> torch.Tensor:
+        """走完前缀之后的残差，逐层相减，与 `residuals` 同样的舍入。"""
+        for level in range(prefixes.shape[1]):
+            z = z - self.quantizers[level].embedding(prefixes[:, level])
+        return z
+
+    @torch.no_grad()
     def decode(self, *indices: torch.Tensor) -> torch.Tensor:
         """从各层编号重建特征：码字之和再过解码网络。
 

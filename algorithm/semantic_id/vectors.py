@@ -51,16 +51,18 @@ class VectorSource(ABC):
         dim: 特征维度 D ≥ 1。
         description: 一句英文描述，写进运行记录；只含文件名，不含目录，免得产物随机器而变。
         has_ids: 是否自带物品编号；否则编号就是行号。
+        stamp: 文件名、字节数与修改时刻；续跑时据此发现文件换过。内存里的数组没有，为空串。
     """
 
     num_rows: int
     dim: int
     description: str
     has_ids: bool = False
+    stamp: str = ""
 
     @abstractmethod
-    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[Block]:
-        """从头顺序读；除最后一块外每块恰好 `block_rows` 行。
+    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """顺序读 [start, stop) 行（默认全部）；除最后一块外每块恰好 `block_rows` 行，行号始终是整个来源里的。
 
         Raises:
             ValueError: 读到坏行（NaN、Inf、过大、空、长短不一），或文件已损坏。
@@ -81,14 +83,15 @@ class _ArraySource(VectorSource):
         self.num_rows, self.dim = (int(n) for n in array.shape)
         self.description = f"{name} ({self.num_rows} x {self.dim})"
 
-    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[Block]:
-        for start in range(0, self.num_rows, check_block_rows(block_rows)):
-            part = self._array[start : start + block_rows]
+    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        stop = self.num_rows if stop is None else stop
+        for at in range(start, stop, check_block_rows(block_rows)):
+            part = self._array[at : min(at + block_rows, stop)]
             if not isinstance(part, np.ndarray):
                 part = part.detach().to("cpu")
                 # NumPy 没有 bfloat16；float64 则留着原精度，免得溢出成 inf 后报错看不到原值
                 part = (part if str(part.dtype) == "torch.float64" else part.float()).numpy()
-            yield finish_block(start, row_numbers(start, start + len(part)), np.array(part), self._name)
+            yield finish_block(at, row_numbers(at, at + len(part)), np.array(part), self._name)
 
 
 def open_vectors(
@@ -179,6 +182,12 @@ def finish_block(start: int, ids: pa.Array, vectors: np.ndarray, name: str, name
             f"{name} row {start + row}{who} has {value} at column {column}; {bound}: clean or drop that row"
         )
     return Block(start, ids, np.ascontiguousarray(vectors, dtype=np.float32))
+
+
+def stamp_files(paths: Sequence[Path]) -> str:
+    """`VectorSource.stamp`：不含目录，搬过地方的同一份文件仍认得。"""
+    stats = [(path.name, path.stat()) for path in paths]
+    return ";".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
 
 
 def check_block_rows(block_rows: Any) -> int:

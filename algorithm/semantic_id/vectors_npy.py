@@ -20,6 +20,7 @@ from .vectors import (
     finish_block,
     one_line,
     row_numbers,
+    stamp_files,
 )
 
 __all__ = ["NpyFile", "NpySource"]
@@ -51,24 +52,25 @@ class NpyFile:
                 f"{path} is cut short: {size} bytes, but its header promises {need}; write or copy it again"
             )
 
-    def blocks(self, block_rows: int) -> Iterator[Tuple[int, np.ndarray]]:
-        """从头顺序给出 (首行号, (B, D) 原 dtype 数组)；数组是新内存。"""
+    def blocks(self, block_rows: int, start: int = 0, stop: int | None = None) -> Iterator[Tuple[int, np.ndarray]]:
+        """顺序给出 [start, stop) 行的 (首行号, (B, D) 原 dtype 数组)；数组是新内存。"""
         check_block_rows(block_rows)
         num_rows, width = self.shape
+        stop = num_rows if stop is None else stop
         if self._fortran:
             # 列优先的文件里一块行散落各处，只能映射；少见，且页缓存可被系统收回
             mapped = np.memmap(self._path, self.dtype, "r", self._offset, self.shape, order="F")
-            for start in range(0, num_rows, block_rows):
-                yield start, np.array(mapped[start : start + block_rows], order="C")
+            for at in range(start, stop, block_rows):
+                yield at, np.array(mapped[at : min(at + block_rows, stop)], order="C")
             return
         with open(self._path, "rb") as file:
-            file.seek(self._offset)
-            for start in range(0, num_rows, block_rows):
-                rows = min(block_rows, num_rows - start)
+            file.seek(self._offset + start * width * self.dtype.itemsize)
+            for at in range(start, stop, block_rows):
+                rows = min(block_rows, stop - at)
                 flat = np.fromfile(file, self.dtype, rows * width)
                 if flat.size != rows * width:
                     raise ValueError(f"{self._path} became shorter while being read; do not write to it during a run")
-                yield start, flat.reshape(rows, width)
+                yield at, flat.reshape(rows, width)
 
 
 class NpySource(VectorSource):
@@ -79,11 +81,12 @@ class NpySource(VectorSource):
         check_numpy_dtype(self._file.dtype, self._name)
         self.num_rows, self.dim = self._file.shape
         self.description = f"{self._name} ({self.num_rows} x {self.dim} {self._file.dtype.name})"
+        self.stamp = stamp_files([path])
 
-    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[Block]:
-        """从头顺序读，约定见基类。"""
-        for start, part in self._file.blocks(block_rows):
-            yield finish_block(start, row_numbers(start, start + len(part)), part, self._name)
+    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """顺序读一段，约定见基类。"""
+        for at, part in self._file.blocks(block_rows, start, stop):
+            yield finish_block(at, row_numbers(at, at + len(part)), part, self._name)
 
 
 def _read_header(path: Path) -> Tuple[Tuple[int, ...], bool, np.dtype, int]:

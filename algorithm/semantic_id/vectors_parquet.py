@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .vectors import DEFAULT_BLOCK_ROWS, Block, VectorSource, check_block_rows, finish_block, one_line
+from .vectors import DEFAULT_BLOCK_ROWS, Block, VectorSource, check_block_rows, finish_block, one_line, stamp_files
 
 __all__ = ["ParquetSource"]
 
@@ -38,20 +38,21 @@ class ParquetSource(VectorSource):
             raise ValueError(f"{path} is empty: 0 rows in {len(self._files)} file(s); at least one row is needed")
         self.dim = self._find_dim(vector_type)
         self.description = f"{path.name} ({self.num_rows} x {self.dim}, columns {id_column!r} and {vector_column!r})"
+        self.stamp = stamp_files(self._files)
 
-    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[Block]:
-        """从头顺序读，约定见基类。"""
+    def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """顺序读一段，约定见基类；跳过的行组一个字节不碰。"""
         check_block_rows(block_rows)
-        start, filled = 0, 0
+        stop, filled = self.num_rows if stop is None else stop, 0
         pending_ids: List[pa.Array] = []
         buffer = None  # 原精度；验收要看原值，见 finish_block
-        for batch, name, row in self._batches([self._id_column, self._vector_column]):
+        for batch, name, row in self._batches([self._id_column, self._vector_column], start=start, stop=stop):
             ids = self._check_ids(batch.column(0), name, row)
             vectors = self._to_numpy(batch.column(1), ids, name, row)  # (b, D)
             used = 0
             while used < len(ids):
                 if buffer is None:
-                    rows = min(block_rows, max(self.num_rows - start, 1))
+                    rows = min(block_rows, max(stop - start, 1))
                     buffer = np.empty((rows, self.dim), vectors.dtype)  # (B, D)
                 take = min(len(buffer) - filled, len(ids) - used)
                 buffer[filled : filled + take] = vectors[used : used + take]
@@ -60,7 +61,7 @@ class ParquetSource(VectorSource):
                 if filled == len(buffer):
                     yield finish_block(start, pa.concat_arrays(pending_ids), buffer, self._vector_column, named=True)
                     start, filled, pending_ids, buffer = start + filled, 0, [], None
-        if start != self.num_rows or filled:
+        if start != stop or filled:
             raise ValueError(f"{self.description}: rows changed while being read; do not write to it during a run")
 
     def id_blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[pa.Array]:
@@ -72,6 +73,7 @@ class ParquetSource(VectorSource):
     def _scan_footers(self) -> Tuple[int, pa.DataType, pa.DataType]:
         """只读各文件尾部：行数、列是否齐、类型是否一致。"""
         num_rows, types, first = 0, None, ""
+        self._file_rows: List[int] = []
         for path in self._files:
             with _open(path) as file:
                 schema, here = file.schema_arrow, path.name
@@ -88,6 +90,7 @@ class ParquetSource(VectorSource):
                     )
                 types, first = found, first or here
                 num_rows += file.metadata.num_rows
+                self._file_rows.append(file.metadata.num_rows)
         assert types is not None
         return num_rows, _plain_id_type(types[0], self._id_column), _list_type(types[1], self._vector_column)
 
@@ -105,12 +108,22 @@ class ParquetSource(VectorSource):
             raise ValueError(f"column {self._vector_column!r} has width 0; at least one value per vector is needed")
         return dim
 
-    def _batches(self, columns: List[str], rows: int = _BATCH_ROWS) -> Iterator[Tuple[Any, str, int]]:
+    def _batches(
+        self, columns: List[str], rows: int = _BATCH_ROWS, start: int = 0, stop: int | None = None
+    ) -> Iterator[Tuple[Any, str, int]]:
         """逐批读出 (batch, 文件名, 首行的全局行号)；读坏了的页在这里变成一行清楚的错误。"""
         row = 0
-        for path in self._files:
+        for path, file_rows in zip(self._files, self._file_rows, strict=True):
+            if row + file_rows <= start:
+                row += file_rows
+                continue
             with _open(path) as file:
-                batches = file.iter_batches(min(rows, _BATCH_ROWS), columns=columns, use_threads=False)
+                groups = list(range(file.metadata.num_row_groups))
+                while groups and row + file.metadata.row_group(groups[0]).num_rows <= start:
+                    row += file.metadata.row_group(groups.pop(0)).num_rows
+                batches = file.iter_batches(
+                    min(rows, _BATCH_ROWS), row_groups=groups, columns=columns, use_threads=False
+                )
                 while True:
                     try:
                         batch = next(batches, None)
@@ -120,8 +133,13 @@ class ParquetSource(VectorSource):
                         ) from None
                     if batch is None:
                         break
-                    # 列的先后跟着文件走，这里按名字取，保证与 columns 同序
-                    yield batch.select(columns), path.name, row
+                    first, last = max(start - row, 0), batch.num_rows if stop is None else stop - row
+                    if last <= 0:
+                        return
+                    kept = batch.slice(first, max(last - first, 0))
+                    if kept.num_rows:
+                        # 列的先后跟着文件走，这里按名字取，保证与 columns 同序
+                        yield kept.select(columns), path.name, row + first
                     row += batch.num_rows
 
     def _check_ids(self, ids: Any, name: str, row: int) -> pa.Array:

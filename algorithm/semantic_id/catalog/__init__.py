@@ -2,6 +2,7 @@
 
 from .decode import decode_codes_file
 from .encode import encode_catalog
-from .table import Catalog, CatalogError
+from .manifest import CatalogError
+from .table import Catalog
 
 __all__ = ["Catalog", "CatalogError", "decode_codes_file", "encode_catalog"]

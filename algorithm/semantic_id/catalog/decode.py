@@ -19,7 +19,9 @@ from algorithm.interfaces import SemanticIDModel
 from ..durable import sync_folder
 from ..vectors import check_block_rows, one_line
 from ..vectors_npy import NpyFile
-from .table import Catalog, CatalogError, check_range, codes_of, level_columns
+from .manifest import CatalogError, level_columns
+from .parts import check_range, codes_of
+from .table import Catalog
 
 __all__ = ["decode_codes_file"]
 

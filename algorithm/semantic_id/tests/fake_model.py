@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any, Dict, Sequence, Tuple
 
 import torch
@@ -30,3 +32,38 @@ class FakeModel:
         out = torch.zeros(len(codes), self.embedding_dim)
         out[:, : codes.shape[1]] = codes.float()
         return out
+
+    def encode_candidates(self, features, num_candidates, prefixes=None):
+        """全部路径逐一算距离；只配小码本。"""
+        paths = torch.cartesian_prod(*(torch.arange(k) for k in self.codebook_sizes)).reshape(
+            -1, len(self.codebook_sizes)
+        )
+        levels = paths.shape[1]
+        codes = torch.full((len(features), num_candidates, levels), -1)
+        errors = torch.full((len(features), num_candidates), torch.inf, dtype=torch.float64)
+        for row, x in enumerate(features):
+            here = paths if prefixes is None else paths[(paths[:, :-1] == prefixes[row]).all(1)]
+            far, order = torch.sort((x[:levels].double() - here).square().sum(1), stable=True)
+            count = min(num_candidates, len(here))
+            codes[row, :count], errors[row, :count] = here[order[:count]], far[:count]
+        return codes, errors
+
+    def path_errors(self, features, codes):
+        x = features[:, : codes.shape[1]].double()  # (B, L)
+        done, rest = (x - codes).square().cumsum(1), x.square()
+        return done + rest.sum(1, keepdim=True) - rest.cumsum(1)
+
+
+class DeadlyModel(FakeModel):
+    """编码到第 4 维等于 40 的行，就把自己所在的进程杀掉；给了 `marker` 路径则只杀一次。"""
+
+    def __init__(self, sizes: Sequence[int], dim: int, marker: str) -> None:
+        super().__init__(sizes, dim)
+        self.marker = marker
+
+    def encode_codes(self, features: torch.Tensor) -> torch.Tensor:
+        if 40 in features[:, 3] and not (self.marker and os.path.exists(self.marker)):
+            if self.marker:
+                open(self.marker, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_codes(features)

@@ -66,10 +66,56 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     ),
     # 二楼：物品。只认 interfaces 里的协议，不认模型
     "evaluation": ("interfaces metrics vectors", "numpy torch"),
-    "catalog.table": ("durable", "numpy pyarrow"),
-    "catalog.encode": ("interfaces durable vectors catalog.table", "numpy torch"),
-    "catalog.decode": ("interfaces durable vectors vectors_npy catalog.table", "numpy pyarrow torch"),
-    "catalog": ("catalog.decode catalog.encode catalog.table", ""),
+    "catalog.manifest": ("durable", ""),
+    "catalog.packing": ("", "numpy pyarrow"),
+    "catalog.external_sort": ("", "numpy pyarrow"),
+    "catalog.parts": ("durable catalog.manifest", "numpy pyarrow"),
+    "catalog.index": (
+        "durable catalog.external_sort catalog.manifest catalog.packing catalog.parts",
+        "numpy pyarrow",
+    ),
+    "catalog.table": ("catalog.index catalog.manifest catalog.packing catalog.parts", "numpy pyarrow"),
+    "catalog.matching": ("", "numpy"),
+    "catalog.assign": ("catalog.external_sort catalog.manifest catalog.matching catalog.packing", "numpy"),
+    "catalog.candidates": ("interfaces catalog.assign", "numpy torch"),
+    "catalog.shards": (
+        "interfaces durable vectors catalog.assign catalog.candidates catalog.manifest catalog.parts",
+        "numpy pyarrow torch",
+    ),
+    "catalog.seal": (
+        "catalog.assign catalog.external_sort catalog.index catalog.manifest catalog.packing catalog.parts"
+        " catalog.shards",
+        "numpy pyarrow",
+    ),
+    "catalog.encode": (
+        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.manifest"
+        " catalog.packing catalog.seal catalog.shards",
+        "numpy",
+    ),
+    # ray 只在这一间房里导入，而且在函数里面
+    "catalog.encode_ray": ("interfaces catalog.encode catalog.manifest", "ray"),
+    "catalog.update": (
+        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.index"
+        " catalog.manifest catalog.packing catalog.parts catalog.shards catalog.table",
+        "numpy pyarrow",
+    ),
+    "catalog.migrate": (
+        "interfaces durable vectors catalog.matching catalog.shards catalog.table",
+        "numpy pyarrow",
+    ),
+    "catalog.drift": (
+        "interfaces vectors catalog.candidates catalog.parts catalog.shards catalog.table catalog.update",
+        "numpy torch",
+    ),
+    "catalog.index_json": (
+        "durable catalog.encode catalog.manifest catalog.parts catalog.seal catalog.shards catalog.table",
+        "numpy pyarrow",
+    ),
+    "catalog.decode": (
+        "interfaces durable vectors vectors_npy catalog.manifest catalog.parts catalog.table",
+        "numpy pyarrow torch",
+    ),
+    "catalog": ("catalog.decode catalog.encode catalog.manifest catalog.table", ""),
     # 三楼：受约束的解码。只认整数数组，不认模型与物品表；transformers 只在 hf、tokenizers 只在 tokens
     "decoding.trie_build": ("", "numpy"),
     "decoding.trie_file": ("durable decoding.trie_build", "numpy safetensors"),
@@ -88,9 +134,16 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "run_folder": ("", ""),
     # 命令行背后的动作：唯一同时认识两层楼的房间，把模型交给物品表
     "commands": (
-        "__init__ config durable verdicts progress vectors encoder trainer evaluation catalog catalog.table"
-        " decoding.tokenizer_folder showcase run_folder",
+        "__init__ config durable verdicts progress vectors encoder trainer evaluation catalog"
+        " catalog.assign catalog.encode catalog.encode_ray catalog.parts decoding.tokenizer_folder showcase run_folder",
         "pyarrow torch",
+    ),
+    # faiss 只在这一间房里导入
+    "faiss_model": ("config encoder", "numpy torch faiss"),
+    "commands_catalog": (
+        "commands durable faiss_model progress vectors catalog catalog.drift catalog.index_json catalog.migrate"
+        " catalog.update",
+        "torch",
     ),
 }
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from algorithm.interfaces import SemanticIDModel
-from algorithm.semantic_id.catalog import Catalog, CatalogError, encode, encode_catalog
+from algorithm.semantic_id.catalog import Catalog, CatalogError, encode, encode_catalog, shards
 from algorithm.semantic_id.tests.fake_model import FakeModel
 from algorithm.semantic_id.vectors import open_vectors
 
@@ -99,7 +99,8 @@ def test_existing_output_needs_overwrite_and_is_replaced_whole(tmp_path):
     assert digest(tmp_path / "cat") == before
     write(tmp_path / "cat", features=X[:3], overwrite=True)
     assert Catalog.open(tmp_path / "cat").num_items == 3
-    assert sorted(os.listdir(tmp_path / "cat")) == ["MANIFEST.json", "part-00000.parquet"]
+    index = [f"index-00000-{role}.npy" for role in ("codes", "items", "keys", "positions")]
+    assert sorted(os.listdir(tmp_path / "cat")) == ["MANIFEST.json", *index, "part-00000.parquet"]
     assert os.listdir(tmp_path) == ["cat"]
 
 
@@ -170,7 +171,7 @@ def test_codes_out_of_range_are_never_written(tmp_path):
 def test_rows_lost_by_the_source_are_noticed(tmp_path):
     source = open_vectors(X)
     source.num_rows = N + 1
-    source.blocks = lambda rows: open_vectors(X).blocks(rows)
+    source.blocks = lambda rows, start, stop: open_vectors(X).blocks(rows)
     with pytest.raises(CatalogError, match=r"read 11 rows, but .* promised 12"):
         encode_catalog(FakeModel(), source, tmp_path / "cat")
     assert os.listdir(tmp_path) == []
@@ -200,6 +201,8 @@ from algorithm.semantic_id.catalog import encode_catalog
 from algorithm.semantic_id.tests.fake_model import FakeModel
 from algorithm.semantic_id.vectors import open_vectors
 
+os.fsync = lambda descriptor: None  # SIGKILL 不丢页缓存，这里不必等磁盘
+
 def run(folder, moment):
     # 每次改名都是一个「之前没有、之后就有」的时刻；在第 moment 次之前用 SIGKILL 杀掉自己
     left = [moment]
@@ -211,9 +214,10 @@ def run(folder, moment):
             real(a, b)
         setattr(os, name, guarded)
     features = np.load(sys.argv[1])
-    encode_catalog(FakeModel(), open_vectors(features), folder, rows_per_part=4, overwrite=True)
+    encode_catalog(FakeModel(), open_vectors(features), folder, rows_per_part=4, overwrite=True, unique=sys.argv[2])
 
-for moment, folder in enumerate(sys.argv[2:]):
+run(sys.argv[3], 1000)  # 先走一遍：该加载的都加载了，分出去的进程才轻
+for moment, folder in enumerate(sys.argv[4:]):
     child = os.fork()
     if child == 0:
         run(folder, moment)
@@ -222,40 +226,96 @@ for moment, folder in enumerate(sys.argv[2:]):
 """
 
 
-def test_killed_at_any_moment_readers_see_the_old_or_the_new_whole(tmp_path):
+def kill_at_each_moment(tmp_path, folders, unique):
+    """第 i 个目录的编码在第 i 次改名之前被杀；给出第几个起没有被杀。"""
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "x.npy"), unique]
+    command += [str(tmp_path / "first"), *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    codes = done.stdout.split()
+    survived = codes.index("0")
+    assert codes == ["-9"] * survived + ["0"] * (len(folders) - survived), done.stderr
+    return survived
+
+
+def test_killed_at_any_moment_readers_see_the_old_or_the_new_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     np.save(tmp_path / "x.npy", X)
     write(tmp_path / "new", rows_per_part=4)
-    fresh = [tmp_path / f"fresh{i}" / "cat" for i in range(6)]
-    old = [tmp_path / f"old{i}" / "cat" for i in range(7)]
+    old = [tmp_path / f"old{i}" / "cat" for i in range(16)]
     for folder in old:
         write(folder, features=X[:5], rows_per_part=4)
     before, after = digest(old[0]), digest(tmp_path / "new")
-    for folders in (fresh, old):  # 3 个分片 + 清单 + 就位（替换时多一次挪走旧表）
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "x.npy"), *map(str, folders)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["-9"] * (len(folders) - 1) + ["0"], done.stderr
-    for folder in fresh[:-1]:
-        with pytest.raises(FileNotFoundError, match="does not exist"):
-            Catalog.open(folder)
-    # 写到一半的目录（有分片、没有清单）不是物品表
-    with pytest.raises(CatalogError, match=r"has no MANIFEST\.json.*never finished"):
-        Catalog.open(fresh[3].with_name("cat.partial"))
-    for folder in old[:5]:
+    # 计划、三个编码途中的分片、三个正式分片、四个索引、清单、挪走旧表、就位
+    survived = kill_at_each_moment(tmp_path, old, "none")
+    assert survived == 14
+    for folder in old[: survived - 1]:
         assert digest(folder) == before
         assert Catalog.open(folder).read().num_rows == 5
-    assert digest(old[5].with_name("cat.old")) == before  # 两次改名之间：旧表完整地在 .old
+    # 写到一半的目录（有分片、没有清单）不是物品表
+    with pytest.raises(CatalogError, match=r"has no MANIFEST\.json.*never finished"):
+        Catalog.open(old[9].with_name("cat.partial"))
+    between = old[survived - 1]
+    assert digest(between.with_name("cat.old")) == before  # 两次改名之间：旧表完整地在 .old
     with pytest.raises(FileExistsError, match="--overwrite"):
-        write(old[5])  # 下一次运行先把旧表放回来，于是照常要求 --overwrite
-    assert digest(old[5]) == before
+        write(between)  # 下一次运行先把旧表放回来，于是照常要求 --overwrite
+    assert digest(between) == before
     # 残骸不妨碍重跑，结果逐字节相同，残骸也没了
-    for folder in (*fresh, *old):
+    for folder in old:
         write(folder, rows_per_part=4, overwrite=True)
         assert digest(folder) == after
         assert os.listdir(folder.parent) == ["cat"]
 
 
+@pytest.mark.parametrize("unique", ["suffix", "nearest-free"])
+def test_killed_at_any_moment_resume_skips_what_is_done_and_gives_the_same_bytes(unique, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    np.save(tmp_path / "x.npy", X)
+    source = open_vectors(np.load(tmp_path / "x.npy"))
+    write(tmp_path / "whole", features=source, rows_per_part=4, unique=unique)
+    after = digest(tmp_path / "whole")
+    fresh = [tmp_path / f"fresh{i}" / "cat" for i in range(17)]
+    survived = kill_at_each_moment(tmp_path, fresh, unique)
+    assert survived >= 13
+    encoded = []
+    monkeypatch.setattr(
+        shards, "encode_block", lambda model, block, real=shards.encode_block: encoded.append(1) or real(model, block)
+    )
+    for moment, folder in enumerate(fresh[:survived]):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            Catalog.open(folder)
+        encoded.clear()
+        write(folder, features=source, rows_per_part=4, unique=unique, resume=True)
+        assert len(encoded) == min(max(4 - moment, 0), 3)  # 第 0 次改名是计划，之后三次是三个分片
+        assert digest(folder) == after
+        assert os.listdir(folder.parent) == ["cat"]
+
+
+def test_resume_refuses_another_run_and_keeps_what_is_there(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    bad = X.copy()
+    bad[9, 1] = np.nan
+    np.save(tmp_path / "y.npy", bad)
+    with pytest.raises(ValueError, match="row 9 has nan"):
+        write(tmp_path / "cat", features=tmp_path / "y.npy", rows_per_part=4, resume=True)
+    staged = tmp_path / "cat.partial" / "staging"
+    assert sorted(os.listdir(staged)) == ["PLAN.json", "shard-00000.parquet", "shard-00001.parquet"]
+    with pytest.raises(ValueError, match=r"--resume: the interrupted run had features='y\.npy .*start over"):
+        write(tmp_path / "cat", features=tmp_path / "x.npy", rows_per_part=4, resume=True)
+    with pytest.raises(ValueError, match=r"had unique='none', this one has 'suffix'"):
+        write(tmp_path / "cat", features=tmp_path / "y.npy", rows_per_part=4, resume=True, unique="suffix")
+    assert (staged / "shard-00001.parquet").is_file()
+    np.save(tmp_path / "y.npy", X)  # 同名同形状，但文件换过
+    with pytest.raises(ValueError, match=r"had stamp="):
+        write(tmp_path / "cat", features=tmp_path / "y.npy", rows_per_part=4, resume=True)
+    write(tmp_path / "cat", features=tmp_path / "y.npy", rows_per_part=4)
+    assert not (tmp_path / "cat.partial").exists()
+
+
 def test_two_writers_do_not_mix(tmp_path):
-    with encode._partial_folder(tmp_path / "cat"), pytest.raises(FileExistsError, match="another process is writing"):
+    with (
+        encode._partial_folder(tmp_path / "cat", {}, False),
+        pytest.raises(FileExistsError, match="another process is writing"),
+    ):
         write(tmp_path / "cat")
     assert not (tmp_path / "cat").exists()
 

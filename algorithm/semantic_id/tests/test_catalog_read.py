@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from algorithm.semantic_id.catalog import Catalog, CatalogError, encode_catalog, table
+from algorithm.semantic_id.catalog import Catalog, CatalogError, encode_catalog, parts
 from algorithm.semantic_id.tests.fake_model import FakeModel
 from algorithm.semantic_id.tests.test_catalog import X, write
 from algorithm.semantic_id.vectors import open_vectors
@@ -39,7 +39,7 @@ def test_open_refuses_what_is_no_catalog(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 2}, "format_version=2; this semid reads 1"),
+        ({"format_version": 1}, "format_version=1; this semid reads 2"),
         ({"num_items": 12}, "says num_items=12, but its parts have 11 rows"),
         ({"num_items": "11"}, "no valid 'num_items'"),
         ({"codebook_sizes": [4, "3"]}, "use ints >= 1"),
@@ -106,4 +106,4 @@ def test_more_than_nine_levels_keep_their_order(tmp_path):
     encode_catalog(FakeModel(sizes, 12), open_vectors(x), tmp_path / "cat")
     got = Catalog.open(tmp_path / "cat").read()
     assert got.column_names == ["item_id", *[f"l{i}" for i in range(1, 13)]]
-    np.testing.assert_array_equal(table.codes_of(got)[1], np.arange(12))
+    np.testing.assert_array_equal(parts.codes_of(got)[1], np.arange(12))

@@ -268,13 +268,13 @@ def test_full_disk_and_bugs_and_interrupts(room, tmp_path, capsys, monkeypatch):
 KILLED = """
 import os, signal, sys
 from algorithm.semantic_id import cli
-from algorithm.semantic_id.catalog import table
-real, calls = table.write_atomically, []
+from algorithm.semantic_id.catalog import manifest
+real = manifest.write_atomically
 def write(path, data):
     if path.name == "MANIFEST.json":
         os.kill(os.getpid(), signal.SIGKILL)  # 分片都写完了，清单还没有
     real(path, data)
-table.write_atomically = write
+manifest.write_atomically = write
 cli.main(sys.argv[1:])
 """
 
@@ -289,3 +289,27 @@ def test_kill_9_while_encoding_leaves_no_catalog_and_a_rerun_succeeds(room, tmp_
     assert "has no MANIFEST.json" in fails(capsys, *decode)
     assert run(capsys, *arguments, "-q") == (0, "", "")
     assert os.listdir(tmp_path) == ["cat"]
+
+
+def test_unique_ids_from_the_command_line(room, tmp_path, capsys):
+    run_json(capsys, "train", room / "x.npy", "--output", tmp_path / "m", *SMALL, "--codebook-sizes", "4,8,64")
+    encode = ("encode", tmp_path / "m", room / "x.npy", "--output")
+    raw = run_json(capsys, *encode, tmp_path / "raw")
+    assert raw["unique"] == "none"
+    # 不给值就是 suffix，不论它站在哪里
+    suffix = run_json(capsys, *encode, tmp_path / "suffix", "--unique")
+    assert (suffix["unique"], run_json(capsys, *encode[:3], "--unique", "--output", tmp_path / "s2")["unique"]) == (
+        "suffix",
+        "suffix",
+    )
+    assert suffix["num_contenders"] > 0
+    free = run_json(capsys, *encode, tmp_path / "free", "--unique", "nearest-free", "--prefix-price", "0")
+    assert 0 < free["num_moved"] < free["num_contenders"]
+    table = pq.read_table(tmp_path / "free" / "part-00000.parquet", columns=["l1", "l2", "l3"])
+    assert len(set(zip(*table.to_pydict().values(), strict=True))) == N
+    assert "unique='sufix' is not supported" in fails(capsys, *encode, tmp_path / "x", "--unique", "sufix")
+    assert "--engine 'spark'" in fails(capsys, *encode, tmp_path / "x", "--engine", "spark")
+    assert "--address is only" in fails(capsys, *encode, tmp_path / "x", "--address", "auto")
+    too_many = fails(capsys, "encode", room / "model", *encode[2:], tmp_path / "x", "--unique", "nearest-free")
+    assert "no free code is left" in too_many
+    assert not (tmp_path / "x").exists()
