@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from algorithm.semantic_id import cli
+from algorithm.semantic_id.cli_catalog import fill_unique
 
 ROOT = Path(__file__).parents[3]
 PAGES = ("README.md", "README.en.md")
@@ -121,7 +122,7 @@ def test_commands_parse(page: str) -> None:
     for name, *arguments in commands:
         if "--help" not in arguments:
             # 只解析参数，不执行；写错的选项与缺少的参数在这里报错
-            group.commands[name].make_context(name, list(arguments))
+            group.commands[name].make_context(name, fill_unique(list(arguments)))
         else:
             assert name in group.commands
     options = {option for command in (group, *group.commands.values()) for p in command.params for option in p.opts}
