@@ -118,7 +118,7 @@ def align_(network: Any, pairs: ItemPairs, generator: torch.Generator, bar: Prog
         bar: 进度条。
     """
     device = next(network.parameters()).device
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
     size = min(BATCH_PAIRS, len(pairs.rows))
     with bar.task("behaviour", STEPS) as advance, torch.enable_grad():
         for step in range(1, STEPS + 1):

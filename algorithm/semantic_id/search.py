@@ -98,6 +98,7 @@ class PreparedCodebook:
         self.bound = (_LIMIT, gamma, 0.6 * gamma, (width + 16) * 2.0**-53, m * 2.0**-124)
         self._half = weight.new_full((padded,), float("inf"))  # (K',) ‖c‖²/2
         self._keys = torch.zeros(size, dtype=torch.int64, device=weight.device)  # (K,) 行内容的散列
+        self._same_as = torch.full_like(self._keys, -1)  # (K,) 内容相同的前一行
         self._sample = _sample_of(weight).clone()
         self._source = (0, 0)
 
@@ -116,9 +117,10 @@ class PreparedCodebook:
                 f"{(self.size, self.width)} on {self.table.device}; call prepare again"
             )
         with torch.no_grad():
-            for part in rows.to(weight.device).split(2048):  # 分块：float64 与 int64 的中间量有界
+            rows = rows.to(weight.device)
+            for part in rows.split(2048):  # 分块：float64 与 int64 的中间量有界
                 self._pack(weight, part)
-            self._finish(weight)
+            self._finish(weight, rows)
 
     @untraced
     def is_current(self, weight: torch.Tensor) -> bool:
@@ -141,10 +143,13 @@ class PreparedCodebook:
         self._keys[rows] = (codes.view(torch.int32).long() * _multipliers(self.width, weight.device)).sum(1)
         self._sample[rows] = _sample_of(weight)[rows]
 
-    def _finish(self, weight: torch.Tensor) -> None:
+    def _finish(self, weight: torch.Tensor, rows: torch.Tensor) -> None:
         """由逐行的量得出偏置：重复的码字只留编号最低的一个，其余偏置 −inf。"""
         self.revision += 1
-        self.twin[: self.size] = _twins(self._keys, weight)
+        fresh = torch.zeros(self.size, dtype=torch.bool, device=weight.device)
+        fresh[rows] = True
+        self._same_as = _predecessors(self._keys, weight, self._same_as, fresh)
+        torch.ge(self._same_as, 0, out=self.twin[: self.size])
         torch.neg(self._half, out=self.bias)
         self.bias.masked_fill_(self.twin, float("-inf"))
         if self.table.ndim == 2:
@@ -246,20 +251,38 @@ def _multipliers(width: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(1, width + 1, dtype=torch.int64, device=device) * 0x9E3779B97F4A7C1 ^ 0x5DEECE66D) | 1
 
 
-def _twins(keys: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(K,) bool：前面已有完全相同的码字。折叠它们，几百个全零的死码字才不会让每一行都去裁决。"""
-    twin = torch.zeros(keys.shape[0], dtype=torch.bool, device=keys.device)
-    if keys.device.type == "cpu" and not _any_repeated(keys):
-        return twin
-    keys, order = torch.sort(keys, stable=True)
-    same = (keys[1:] == keys[:-1]).nonzero()[:, 0]
-    for part in same.split(4096):
-        later, earlier = order[part + 1], order[part]
-        twin[later] = (weight[later] == weight[earlier]).all(1)
-    return twin
+def _predecessors(keys: torch.Tensor, weight: torch.Tensor, known: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    """(K,) int64：散列相同的前一行，且内容逐元素相同；没有则 −1。
+
+    上次核对过（`known`）而两行都没变（不在 `fresh` 里）的对不再核对：训练从数据行出发时，上层的码字减掉自己剩下全零，
+    一个码本里可以有一千多个相同的码字，每一步都逐元素比一遍要占一步的一成。
+    """
+    out = torch.full_like(known, -1)
+    rows = _repeated(keys) if keys.device.type == "cpu" else torch.arange(keys.shape[0], device=keys.device)
+    ordered, order = torch.sort(keys[rows], stable=True)
+    order = rows[order]
+    same = (ordered[1:] == ordered[:-1]).nonzero()[:, 0]
+    later, earlier = order[same + 1], order[same]
+    sure = (known[later] == earlier) & ~fresh[later] & ~fresh[earlier]
+    out[later[sure]] = earlier[sure]
+    unsure = (~sure).nonzero()[:, 0]
+    for part in unsure.split(4096):
+        second, first = later[part], earlier[part]
+        equal = (weight[second] == weight[first]).all(1)
+        out[second[equal]] = first[equal]
+    return out
 
 
-def _any_repeated(keys: torch.Tensor) -> bool:
-    """有没有相同的散列；`np.sort` 比带下标的稳定排序快十几倍，而训练时绝大多数刷新没有重复。"""
-    ordered = np.sort(keys.numpy())
-    return bool((ordered[1:] == ordered[:-1]).any())
+def _repeated(keys: torch.Tensor) -> torch.Tensor:
+    """散列与别的行相同的行号，升序。
+
+    `np.sort` 比带下标的稳定排序快十几倍；每一步训练都要查一遍而重复总是少数：先排序找出重复的散列，只让它们带下标再排。
+    """
+    values = keys.numpy()
+    ordered = np.sort(values)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if len(repeated) == 0:
+        return torch.empty(0, dtype=torch.int64)
+    place = np.searchsorted(repeated, values)
+    place[place == len(repeated)] = 0
+    return torch.from_numpy((repeated[place] == values).nonzero()[0])

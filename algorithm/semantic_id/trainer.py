@@ -270,7 +270,7 @@ class _Run:
         networks = [*self.encoder.rq_vae.decoder.parameters()]
         if self.pairs is None:
             networks += self.encoder.rq_vae.encoder.parameters()
-        return torch.optim.Adam(networks, lr=self.config.learning_rate)
+        return torch.optim.Adam(networks, lr=self.config.learning_rate, fused=True)  # 一遍走完，逐参数写要四遍
 
     def _identity_card(self) -> Dict[str, Any]:
         """断点属于哪一次训练：任何一项不同，续训的结果就不可能与不中断的相同。"""

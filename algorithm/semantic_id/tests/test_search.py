@@ -266,6 +266,18 @@ def test_refresh_equals_fresh_prepare(path):
         assert nearest(x, book).tolist() == nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
 
 
+def test_refresh_trusts_no_pair_whose_rows_changed(path, monkeypatch):
+    monkeypatch.setattr("algorithm.semantic_id.search._multipliers", lambda width, device: torch.zeros(1).long())
+    weight = gaussian(60, 8)
+    weight[20:30] = weight[3]
+    book = prepare(weight)
+    x = torch.cat([gaussian(30, 8, seed=2), weight])
+    for rows in ([25], [24, 26], [3], [20, 21, 22]):  # 散列全都相同，只有逐元素核对分得清
+        weight[rows] = gaussian(len(rows), 8, seed=90 + rows[0])
+        book.refresh_(weight, torch.tensor(rows))
+        assert nearest(torch.cat([x, weight]), book).tolist() == brute_force(torch.cat([x, weight]), weight)
+
+
 def test_refreshing_the_lowest_twin_wakes_the_next(path):
     weight = torch.ones(64, 5)
     book = prepare(weight)
