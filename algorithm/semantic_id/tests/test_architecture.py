@@ -130,6 +130,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         "safetensors torch transformers",
     ),
     "decoding": ("decoding.beam_decoding decoding.tokens decoding.trie decoding.trie_file", ""),
+    "evaluation_folder": ("durable", "pyarrow"),
     "showcase": ("metrics", "numpy"),
     "run_folder": ("", ""),
     # 命令行背后的动作：唯一同时认识两层楼的房间，把模型交给物品表
