@@ -146,8 +146,8 @@ def _quality_rows(result: Dict[str, Any], lang: str) -> List[Tuple[str, str]]:
     """整体质量的几行。"""
     relative = result["relative_mse"]
     shown = f"{relative:.4f}" if relative is not None else f"– ({result['relative_mse_reason']})"
-    source = both("（同 ID 物品的平均，没有解码器）", " (mean of the items that share an ID, no decoder)")
-    shown += pick(source, lang) if result.get("reconstruction") == "prefix_means" else ""
+    source = both("（没有解码器：每层编号的平均相加）", " (no decoder: sum of code means)")
+    shown += pick(source, lang) if result.get("reconstruction") == "additive_means" else ""
     extra = []
     if "assigned_collision_rate" in result:
         extra.append((both("冲突率（物品表）", "collision rate (catalog)"), f"{result['assigned_collision_rate']:.2%}"))

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from . import __version__, evaluation, metrics
+from .additive_means import MAX_TABLE_BYTES
 from .advise import advise_sizes
 from .catalog import Catalog
 from .catalog.manifest import CatalogError
@@ -35,7 +36,6 @@ _FACTS = (
     "num_users", "num_unknown_interactions", "interactions", "unseen", "unseen_num_items", "codebook_sizes_inferred",
     "num_in_catalog",
 )  # fmt: skip
-_MAX_CODEWORDS = 1 << 24
 
 
 class _Inputs(NamedTuple):
@@ -110,8 +110,9 @@ def evaluate(
         encoder, features, codes=codes, codebook_sizes=codebook_sizes, items=items, labels=labels,
         interactions=interactions, catalog=catalog, unseen=unseen, columns=columns,
     )  # fmt: skip
-    num_passes = 2 + len(inputs.sizes) + (inputs.unseen.num_rows / inputs.source.num_rows if inputs.unseen else 0)
-    with Progress(progress) as bar, bar.task("evaluate", int(num_passes * inputs.source.num_rows)) as advance:
+    num_passes = 2 + len(inputs.sizes) + (0 if encoder is not None else len(inputs.sizes) + 1)
+    num_rows = num_passes * inputs.source.num_rows + (inputs.unseen.num_rows if inputs.unseen is not None else 0)
+    with Progress(progress) as bar, bar.task("evaluate", num_rows) as advance:
         done = 0
 
         def seen(rows: int) -> None:
@@ -151,10 +152,10 @@ def _open(
     else:
         assert given is not None
         sizes = tuple(int(top) + 1 for top in given.max(axis=0))
-        if sum(sizes) > _MAX_CODEWORDS:
+        if sum(sizes) * source.dim * 8 > MAX_TABLE_BYTES:
             raise ValueError(
-                f"--codes has a code as large as {max(sizes) - 1}; renumber each level from 0 (at most "
-                f"{_MAX_CODEWORDS} codewords in all)"
+                f"--codes has a code as large as {max(sizes) - 1}, too many codewords for vectors of width "
+                f"{source.dim}; renumber the codes of each level from 0"
             )
         if codebook_sizes is not None:
             sizes = _given_sizes(codebook_sizes, sizes)
@@ -181,9 +182,7 @@ def _measure(inputs: _Inputs, block_rows: int, seen: evaluation.Seen) -> Tuple[D
         encoded = evaluation.take_codes(inputs.codes, source, block_rows=block_rows)
         seen(source.num_rows)
     codes, errors = encoded.codes, encoded.errors
-    means, item_errors, sampled_groups = evaluation.judge_prefix_means(
-        encoded, source, block_rows=block_rows, on_block=seen
-    )
+    means, sampled_groups = evaluation.judge_prefix_means(encoded, source, block_rows=block_rows, on_block=seen)
     result = {**encoded.figures, **means, **evaluation.judge_codes(codes, sizes)}
     result["duplicate_rate"] = encoded.duplicates / source.num_rows
     hit_rows: np.ndarray | None = None
@@ -200,7 +199,8 @@ def _measure(inputs: _Inputs, block_rows: int, seen: evaluation.Seen) -> Tuple[D
     if inputs.interactions is not None:
         result.update(evaluation.judge_behaviour(codes, inputs.interactions.pairs, partners, around))
     if encoder is None:
-        errors = item_errors
+        additive, errors = evaluation.judge_additive(encoded, source, sizes, block_rows=block_rows, on_block=seen)
+        result.update(additive)
         result["codebook_sizes_inferred"] = tuple(codes.max(axis=0) + 1) == sizes
     assigned, suffix = _assigned(inputs, codes)
     result.update(assigned)

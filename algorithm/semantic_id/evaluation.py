@@ -15,13 +15,26 @@ import numpy as np
 from algorithm.interfaces import SemanticIDModel
 
 from . import metrics, metrics_meaning
+from .additive_means import additive_errors
 from .metrics_behaviour import co_consumed, embedding_hit_rate, id_gini
 from .neighbours import NearestSoFar, sample_rows
 from .prefix_means import prefix_mean_errors
 from .vectors import VectorSource
 
-__all__ = ["Encoded", "Surroundings", "encode_all", "evaluate", "hit_queries", "judge_behaviour", "judge_codes"]
-__all__ += ["judge_labels", "judge_prefix_means", "look_around", "take_codes"]
+__all__ = [
+    "Encoded",
+    "Surroundings",
+    "encode_all",
+    "evaluate",
+    "hit_queries",
+    "judge_additive",
+    "judge_behaviour",
+    "judge_codes",
+    "judge_labels",
+    "judge_prefix_means",
+    "look_around",
+    "take_codes",
+]
 
 NUM_NEIGHBOURS = 10
 NUM_QUERIES = 1000  # 抽样查询物品；邻居占比的标准误因此不超过 0.5 / √1000 = 0.016
@@ -42,6 +55,7 @@ class Encoded(NamedTuple):
         mean: (D,) float64，这批特征自己的均值。
         deviation: 每个物品到**训练均值**（没有模型则为自己的均值）的偏差平方的平均；errors 除以它就与 relative_mse
         同单位。
+        own_deviation: 到这批特征自己均值的偏差平方的平均，不大于 deviation。
         duplicates: 与前面某一行逐字节相同的行数。
     """
 
@@ -50,6 +64,7 @@ class Encoded(NamedTuple):
     figures: Dict[str, Any]
     mean: np.ndarray
     deviation: float
+    own_deviation: float
     duplicates: int
 
 
@@ -149,20 +164,23 @@ def encode_all(
         "relative_mse_reason": reason,
         "level_relative_mse": None if relative is None else [float(v / deviation_sum) for v in levels],
     }
-    mean = sums / source.num_rows
-    return Encoded(codes, errors, figures, mean, deviation_sum / source.num_rows, hashes.duplicates())
+    mean, deviation = sums / source.num_rows, deviation_sum / source.num_rows
+    # Σ‖x − c‖² = Σ‖x − m‖² + N‖m − c‖²，所以不必再读一遍
+    own = max(deviation - float(np.square(mean - center).sum()), 0.0)
+    return Encoded(codes, errors, figures, mean, deviation, own, hashes.duplicates())
 
 
 def take_codes(codes: np.ndarray, source: VectorSource, *, block_rows: int = 8192) -> Encoded:
-    """没有模型时的第一遍：只读特征的均值、偏差与重复；误差由 `judge_prefix_means` 给出。"""
+    """没有模型时的第一遍：只读特征的均值、偏差与重复；误差由 `judge_additive` 给出。"""
     hashes, sums = _Hashes(source), np.zeros(source.dim)
     for block in source.blocks(block_rows):
         sums += block.vectors.sum(axis=0, dtype=np.float64)
         hashes.look(block.start, block.vectors)
     mean = sums / source.num_rows
     deviation = sum(float(np.square(block.vectors - mean).sum()) for block in source.blocks(block_rows))
-    figures: Dict[str, Any] = {"num_items": source.num_rows, "reconstruction": "prefix_means"}
-    return Encoded(codes, None, figures, mean, deviation / source.num_rows, hashes.duplicates())
+    figures: Dict[str, Any] = {"num_items": source.num_rows, "reconstruction": "additive_means"}
+    deviation /= source.num_rows
+    return Encoded(codes, None, figures, mean, deviation, deviation, hashes.duplicates())
 
 
 def judge_codes(codes: np.ndarray, sizes: Sequence[int]) -> Dict[str, Any]:
@@ -182,30 +200,46 @@ def judge_codes(codes: np.ndarray, sizes: Sequence[int]) -> Dict[str, Any]:
     }
 
 
-def judge_prefix_means(
-    encoded: Encoded, source: VectorSource, *, block_rows: int = 8192, on_block: Seen | None = None
-) -> Tuple[Dict[str, Any], np.ndarray | None, int | None]:
-    """不用解码器的重建，逐个前缀长度；没有模型时它就是 mse 与 relative_mse。
+def judge_additive(
+    encoded: Encoded,
+    source: VectorSource,
+    sizes: Sequence[int],
+    *,
+    block_rows: int = 8192,
+    on_block: Seen | None = None,
+) -> Tuple[Dict[str, Any], np.ndarray]:
+    """没有模型时的重建误差，见 `additive_means.py`。
 
     Returns:
-        (数字, 没有模型时每个物品的误差 (N,), 抽了几个组或 None)。
+        (mse、relative_mse、level_relative_mse, 每个物品的误差 (N,))。
     """
-    alone = encoded.errors is None
-    results = prefix_mean_errors(
-        source, encoded.codes, encoded.mean, block_rows=block_rows, seed=SEED, items=alone, on_block=on_block
-    )
+    sums, errors = additive_errors(source, encoded.codes, sizes, encoded.mean, block_rows=block_rows, on_block=on_block)
     total = encoded.deviation * source.num_rows
-    shares = [metrics.relative_mse(result.error_sum, total) for result in results]
+    relative = metrics.relative_mse(sums[-1], total)
+    figures = {
+        "mse": sums[-1] / (source.num_rows * source.dim),
+        "relative_mse": relative,
+        "relative_mse_reason": None if relative is not None else "every row equals the mean",
+        "level_relative_mse": None if relative is None else [value / total for value in sums],
+    }
+    return figures, errors
+
+
+def judge_prefix_means(
+    encoded: Encoded, source: VectorSource, *, block_rows: int = 8192, on_block: Seen | None = None
+) -> Tuple[Dict[str, Any], int | None]:
+    """同一前缀的物品都猜成平均时的误差，见 `prefix_means.py`；返回 (数字, 抽了几个组或 None)。"""
+    results = prefix_mean_errors(
+        source, encoded.codes, encoded.mean, block_rows=block_rows, seed=SEED, on_block=on_block
+    )
+    own = encoded.own_deviation * source.num_rows
+    shares = [metrics.relative_mse(result.error_sum, own) for result in results]
     figures: Dict[str, Any] = {
         "prefix_mean_relative_mse": None if shares[-1] is None else shares,
         "prefix_alone_rate": [result.alone_rate for result in results],
     }
-    if alone:
-        figures["mse"] = results[-1].error_sum / (source.num_rows * source.dim)
-        figures["relative_mse"] = shares[-1]
-        figures["relative_mse_reason"] = None if shares[-1] is not None else "every row equals the mean"
     sampled = [result.sampled_groups for result in results if result.sampled_groups is not None]
-    return figures, results[-1].item_errors, sampled[0] if sampled else None
+    return figures, sampled[0] if sampled else None
 
 
 def judge_labels(codes: np.ndarray, labels: Sequence[str | None]) -> Dict[str, Any]:

@@ -21,8 +21,8 @@ _ENTRIES: Dict[str, Tuple[str, str, str, str, str, str, str, str]] = {
     "mse": (
         "均方误差",
         "MSE",
-        "Σ‖x − x̂‖² / (N·D)；没有模型时 x̂ 是同 ID 物品的平均",
-        "Σ‖x − x̂‖² / (N·D); without a model x̂ is the mean of the items that share the ID",
+        "Σ‖x − x̂‖² / (N·D)；没有模型时 x̂ 是各层编号的平均残差之和",
+        "Σ‖x − x̂‖² / (N·D); without a model x̂ sums the mean residual of each code",
         "特征的平方 / squared feature",
         "[0, ∞)",
         _ALL,
@@ -41,8 +41,9 @@ _ENTRIES: Dict[str, Tuple[str, str, str, str, str, str, str, str]] = {
     "level_relative_mse": (
         "逐层误差",
         "error per level",
-        "走完前 l 层之后隐空间里剩下的误差 / Σ‖x − μ‖²；特征网络为恒等时，最后一个就是相对误差",
-        "error left in latent space after l levels / Σ‖x − μ‖²; with identity networks the last one is the "
+        "走完前 l 层之后剩下的误差（有模型时在隐空间里量） / Σ‖x − μ‖²；特征网络为恒等时，最后一个就是相对误差",
+        "error left after l levels (in latent space for a model) / Σ‖x − μ‖²; with identity networks the last "
+        "one is the "
         "relative MSE",
         _PER_LEVEL,
         "[0, ∞)",

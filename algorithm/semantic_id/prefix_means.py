@@ -28,13 +28,11 @@ class PrefixError(NamedTuple):
         error_sum: Σ‖x − 组平均‖²，float64；抽样时是估计。
         alone_rate: 独占自己前缀的物品所占比例，[0, 1]。
         sampled_groups: 抽了几个组；None 为全部，即精确。
-        item_errors: (N,) float32，‖x − 组平均‖²；没有求（不是最长的前缀）或组没被抽中时为 NaN。
     """
 
     error_sum: float
     alone_rate: float
     sampled_groups: int | None
-    item_errors: np.ndarray | None
 
 
 def prefix_mean_errors(
@@ -44,7 +42,6 @@ def prefix_mean_errors(
     *,
     block_rows: int = 8192,
     seed: int = 0,
-    items: bool = False,
     on_block: Callable[[int], None] | None = None,
 ) -> List[PrefixError]:
     """逐个前缀长度量「猜成组平均」的误差。
@@ -55,17 +52,15 @@ def prefix_mean_errors(
         mean: (D,) float64，全体的均值；先减掉它，大数相减才不丢位。
         block_rows: 一次读多少行。
         seed: 抽组的种子。
-        items: 最长的前缀要不要每个物品的误差（多读一遍）。
         on_block: 每读完一块调用一次，参数为这块的行数。
 
     Returns:
         L 个结果，依次为 l = 1…L。
     """
     seen = on_block or (lambda rows: None)
-    levels = codes.shape[1]
     return [
-        _one_length(source, prefix_groups(codes, length), mean, block_rows, seed, items and length == levels, seen)
-        for length in range(1, levels + 1)
+        _one_length(source, prefix_groups(codes, length), mean, block_rows, seed, seen)
+        for length in range(1, codes.shape[1] + 1)
     ]
 
 
@@ -75,7 +70,6 @@ def _one_length(
     mean: np.ndarray,
     block_rows: int,
     seed: int,
-    items: bool,
     seen: Callable[[int], None],
 ) -> PrefixError:
     """一个前缀长度：Σ‖x − m_g‖² = Σ‖x‖² − Σ_g ‖S_g‖² / n_g，只在不止一个物品的组上求。"""
@@ -83,7 +77,7 @@ def _one_length(
     alone = float((counts == 1).sum() / len(group))
     kept, sampled = _choose_groups(np.flatnonzero(counts > 1), source.dim, seed)
     if len(kept) == 0:
-        return PrefixError(0.0, alone, None, np.zeros(len(group), np.float32) if items else None)
+        return PrefixError(0.0, alone, None)
     slot = np.full(len(counts), -1)
     slot[kept] = np.arange(len(kept))
     slots = slot[group]  # (N,)，−1 为独占或没抽中
@@ -103,10 +97,7 @@ def _one_length(
     scale = 1.0
     if sampled is not None:
         scale = float(counts[counts > 1].sum() / counts[kept].sum())
-    errors = _item_errors(source, slots, sums / counts[kept][:, None], mean, block_rows, seen) if items else None
-    if errors is not None:
-        errors[counts[group] == 1] = 0.0
-    return PrefixError(max(within, 0.0) * scale, alone, sampled, errors)
+    return PrefixError(max(within, 0.0) * scale, alone, sampled)
 
 
 def _choose_groups(groups: np.ndarray, dim: int, seed: int) -> Tuple[np.ndarray, int | None]:
@@ -115,21 +106,3 @@ def _choose_groups(groups: np.ndarray, dim: int, seed: int) -> Tuple[np.ndarray,
     if len(groups) <= limit:
         return groups, None
     return np.sort(np.random.default_rng(seed).choice(groups, limit, replace=False)), limit
-
-
-def _item_errors(
-    source: VectorSource,
-    slots: np.ndarray,
-    means: np.ndarray,
-    mean: np.ndarray,
-    block_rows: int,
-    seen: Callable[[int], None],
-) -> np.ndarray:
-    """(N,) float32，没有组平均的行为 NaN。"""
-    errors = np.full(len(slots), np.nan, dtype=np.float32)
-    for block in source.blocks(block_rows):
-        mine = slots[block.start : block.start + len(block.vectors)]
-        picked = np.flatnonzero(mine >= 0)
-        errors[block.start + picked] = np.square(block.vectors[picked] - mean - means[mine[picked]]).sum(axis=1)
-        seen(len(block.vectors))
-    return errors

@@ -69,9 +69,10 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     ),
     # 二楼：物品。只认 interfaces 里的协议，不认模型
     "evaluation_folder": ("durable", "pyarrow"),
+    "additive_means": ("vectors", "numpy"),
     "prefix_means": ("metrics_meaning vectors", "numpy"),
     "evaluation": (
-        "interfaces metrics metrics_behaviour metrics_meaning neighbours prefix_means vectors",
+        "interfaces additive_means metrics metrics_behaviour metrics_meaning neighbours prefix_means vectors",
         "numpy torch",
     ),
     "evaluation_inputs": ("vectors vectors_npy", "numpy pyarrow"),
@@ -146,7 +147,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     # 命令行背后的动作：唯一同时认识两层楼的房间，把模型交给物品表
     "model_loading": ("encoder", "torch"),
     "commands_evaluate": (
-        "__init__ advise catalog catalog.manifest encoder evaluation evaluation_folder evaluation_inputs"
+        "__init__ additive_means advise catalog catalog.manifest encoder evaluation evaluation_folder evaluation_inputs"
         " evaluation_legend evaluation_tables metrics metrics_meaning model_loading progress vectors verdicts",
         "numpy pyarrow",
     ),
