@@ -62,9 +62,10 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "epochs": ("config metrics progress refine rq_vae", "numpy torch"),
     "behaviour": ("progress vectors", "numpy pyarrow torch"),
     "initialize": ("behaviour config encoder kmeans progress training_rows", "torch"),
+    "tracking": ("", "torch"),
     "trainer": (
         "behaviour checkpoint codebook config durable encoder epochs initialize judge optimizer_state progress refine"
-        " training_rows vectors",
+        " tracking training_rows vectors",
         "numpy torch",
     ),
     # 二楼：物品。只认 interfaces 里的协议，不认模型
