@@ -3,7 +3,8 @@
     python benchmarks/bench_evaluate.py --rows 1000000 --output benchmarks/results/evaluate.md
 
 数据是生成的（混合高斯，标签是成分，行为是同一成分里的相邻物品），因为要量的是开销，不是质量。模型是真的：默认码本
-1024/4096/16384，在 50,000 行上只做 k-means 初始化，按默认一档的束宽（4）编码。评估在单独的进程里跑，内存是它的峰值 RSS，含 torch 自己。
+1024/4096/16384，在 50,000 行上只做 k-means 初始化，按默认一档的束宽（4）编码。评估在单独的进程里跑，内存是它的峰值
+RSS，含 torch 自己。
 """
 
 from __future__ import annotations

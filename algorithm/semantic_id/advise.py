@@ -4,9 +4,9 @@
 
 起点（`rule_sizes`）：K_1 ≈ √N，让两半的信息各占一半；K_L ≈ N / 48，每个码字平均见过四十几行才学得稳；中间按等比取，
 都取成 2 的幂。一百万物品得到 1024/4096/16384，一万得到 128/128/256 附近。
-调整：留出的行上（码本没见过），K 加倍若消不掉剩余误差的 1%，就减半；消得掉 7% 以上、而每个码字仍有 16 行，就加倍。
-码本记住训练行时留出误差不降，所以过大的码本在这里自己露馅。抽样装不下的 K（不到 8 行一个码字）不实测，
-只看装得下的最大的 K 上加倍的收益，并说明。
+调整：留出的行上（码本没见过），K 加倍若消不掉剩余误差的 1% 或全部偏差的 0.2%，就减半（至多两次）；消得掉 7% 以上、
+而每个码字仍有 16 行，就加倍。码本记住训练行时留出误差不降，所以过大的码本在这里自己露馅。
+抽样时 K 按抽样的比例缩小：要紧的是每个码字有几行。不缩的话，小样本上的大码本全在背数据，会把该留的层也减掉。
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from .vectors import VectorSource
 
 __all__ = ["advise_sizes", "rule_sizes"]
 
-MAX_SAMPLE = 20_000
+MAX_SAMPLE = 50_000
 HOLDOUT_RATE = 0.15
-MIN_ROWS_PER_CODEWORD = 8  # 抽样里至少这么多行一个码字，否则 k-means 只是在背数据
 GROW_ROWS_PER_CODEWORD = 16
-SHRINK_GAIN, GROW_GAIN = 0.01, 0.07
+SHRINK_GAIN, GROW_GAIN = 0.01, 0.07  # 占剩余误差
+SHRINK_TOTAL = 0.002  # 占原来的全部偏差：剩下的只是噪声时，占剩余的比例仍可能很大
 MIN_SIZE, MAX_SIZE = 8, 65536
+_MAX_HALVINGS = 2
 _ITERATIONS = 3
 _MIN_ITEMS = 100
 
@@ -69,9 +70,10 @@ def advise_sizes(
 
     Returns:
         codebook_sizes；num_items、num_sample_rows、num_holdout_rows；capacity_ratio（ΠK_l / N，远大于 1 才少冲突）；
-        levels：每层rule（起点）、size（建议）、measured_at（实测的最大 K）、tried（K、抽样与留出行上的相对误差）、
-        gain（在measured_at 上加倍消掉的剩余误差比例，留出行）、removed（这一层在留出行上消掉的剩余误差比例）、
-        decision（keep、shrink、grow、untested）。
+        levels：每层
+        rule（起点）、size（建议）、measured_at（建议在抽样上对应的 K）、tried（抽样上的 K、训练与留出行上的相对误差）、
+        gain（在起点上加倍消掉的剩余误差比例，留出行）、removed（这一层在留出行上消掉的剩余误差比例）、
+        decision（keep、shrink、grow）。
 
     Raises:
         ValueError: 层数越界，行太少，或所有行都相同。
@@ -111,8 +113,9 @@ def advise_sizes(
 def _one_level(
     train: torch.Tensor, held: torch.Tensor, rule: int, num_items: int, scale: Tuple[float, float], seed: int
 ) -> Tuple[Dict[str, Any], torch.Tensor]:
-    """一层：从起点往下或往上走，返回数字与选中的码本（抽样装不下时是装得下的最大的）。"""
-    cap = 2 ** int(math.log2(max(len(train) / MIN_ROWS_PER_CODEWORD, MIN_SIZE)))
+    """一层：从起点往下或往上走，返回数字与选中的（按抽样缩小的）码本。"""
+    shift = max(0, round(math.log2(num_items / (len(train) + len(held)))))  # K 在抽样上缩小 2^shift 倍
+    at = max(rule >> shift, 2)
     before = _energy(held) / scale[1]
     tried: Dict[int, Tuple[float, float, torch.Tensor]] = {}
 
@@ -128,28 +131,29 @@ def _one_level(
         half = error(max(size // 2, 1))
         return 1.0 - error(size) / half if half > 0 else 0.0
 
-    at = min(rule, cap)
-    first = gain(at)
-    size, decision = at, "keep" if rule <= cap else "untested"
-    if first < SHRINK_GAIN:
-        while size // 2 >= MIN_SIZE and gain(size) < SHRINK_GAIN:
-            size //= 2
-        decision = "shrink" if size < rule else "keep"
-    elif 2 * at <= cap and num_items >= GROW_ROWS_PER_CODEWORD * 2 * at and gain(2 * at) > GROW_GAIN:
+    def useless(size: int) -> bool:
+        """从一半加倍到 size 几乎没有用。"""
+        return gain(size) < SHRINK_GAIN or error(max(size // 2, 1)) - error(size) < SHRINK_TOTAL
+
+    first, size, decision = gain(at), at, "keep"
+    if useless(at):
+        floor = max(at >> _MAX_HALVINGS, MIN_SIZE >> shift, 2)
+        while size // 2 >= floor and useless(size):
+            size, decision = size // 2, "shrink"
+    elif num_items >= GROW_ROWS_PER_CODEWORD * 2 * rule and gain(2 * at) > GROW_GAIN and not useless(2 * at):
         size, decision = 2 * at, "grow"
-    elif rule > cap:
-        size = rule
-    used = min(size, cap)
+    factor = size / at
+    error(size)
     figures = {
         "rule": rule,
-        "size": size,
-        "measured_at": used,
+        "size": int(rule * factor),
+        "measured_at": size,
         "decision": decision,
         "gain": first,
-        "removed": 1.0 - error(used) / before if before > 0 else 0.0,
+        "removed": 1.0 - error(size) / before if before > 0 else 0.0,
         "tried": [{"size": k, "relative_mse": tried[k][0], "holdout_relative_mse": tried[k][1]} for k in sorted(tried)],
     }
-    return figures, tried[used][2]
+    return figures, tried[size][2]
 
 
 def _sample(source: VectorSource, seed: int) -> Tuple[torch.Tensor, torch.Tensor]:

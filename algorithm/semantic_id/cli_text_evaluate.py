@@ -15,7 +15,6 @@ _DECISIONS = {
     "keep": both("用起点", "keep the rule"),
     "shrink": both("减半：加倍几乎不再消误差", "shrink: doubling hardly helps"),
     "grow": both("加倍：还能消不少误差", "grow: doubling still helps"),
-    "untested": both("抽样太小，没有实测", "sample too small to test"),
 }
 
 
@@ -30,7 +29,7 @@ def show_advice(result: Dict[str, Any], lang: str) -> None:
     ]
     console.print(facts(rows, lang))
     table = Table(box=None, pad_edge=False)
-    heads = (both("层", "level"), both("起点", "rule"), both("建议", "size"), both("实测于", "tested at"))
+    heads = (both("层", "level"), both("起点", "rule"), both("建议", "size"), both("抽样上的 K", "K on sample"))
     tail = (both("加倍消掉", "doubling removes"), both("这层消掉", "level removes"), both("依据", "why"))
     for head in (*heads, *tail):
         table.add_column(pick(head, lang), justify="right")
