@@ -17,7 +17,7 @@ from typing import Annotated, Any, Callable, Dict, Sequence
 
 import typer
 
-from . import __version__, cli_catalog, cli_evaluate, cli_text
+from . import __version__, cli_catalog, cli_evaluate, cli_report, cli_text
 from .cli_errors import interrupted, report
 from .cli_language import both, localized, take_lang
 from .cli_options import (
@@ -302,6 +302,7 @@ def demo(
 
 
 cli_evaluate.register(app, lambda *arguments: _emit(*arguments))
+cli_report.register(app, lambda *arguments: _emit(*arguments))
 cli_catalog.register(app, lambda *arguments: _emit(*arguments))
 
 
