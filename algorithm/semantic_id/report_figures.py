@@ -123,6 +123,8 @@ def format_metric(key: str, value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if _is_share(key):
+        if 0 < value < 0.00005:
+            return "<0.01%"
         return f"{value:.2%}" if abs(value) < 0.1 else f"{value:.1%}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
@@ -261,13 +263,13 @@ def _used(m: Mapping[str, Any], e: Mapping[str, Any]) -> Tuple[str, Pair]:
 
 def _neighbours(m: Mapping[str, Any], e: Mapping[str, Any]) -> Tuple[str, Pair]:
     chance = format_metric("prefix_chance", _part(m.get("prefix_chance"), 0))
-    zh, en = f"十个最近的物品里共享 L1 的；随机 {chance}", f"of ten nearest items share L1; {chance} at random"
+    zh, en = f"十个最近的物品里共享 L1 的；随机 {chance}", f"of the ten nearest items share L1; {chance} at random"
     return f"{m['neighbour_share'][0]:.0%}", (zh, en)
 
 
 def _purity(m: Mapping[str, Any], e: Mapping[str, Any]) -> Tuple[str, Pair]:
     chance = format_metric("label_purity", _part(m.get("label_purity_chance"), 0))
-    zh, en = f"只看 L1 就猜对标签的；打乱后 {chance}", f"labels guessed from L1 alone; {chance} when shuffled"
+    zh, en = f"只看 L1 就猜对标签的；打乱后 {chance}", f"of labels guessed from L1 alone; {chance} when shuffled"
     return f"{m['label_purity'][0]:.0%}", (zh, en)
 
 

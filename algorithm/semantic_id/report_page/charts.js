@@ -14,6 +14,7 @@ function lineColour(index) {
 function tick(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
+  if (size > 0 && size < 0.001) return value.toExponential(1);
   return size >= 1000 ? number(Math.round(value)) : String(+value.toPrecision(3));
 }
 
@@ -21,7 +22,7 @@ function tick(value) {
 function addChart(group, holder, title, x, lines, axisNames, options) {
   const colours = palette();
   const axis = (name) => ({
-    stroke: colours.soft, font: "11px system-ui, sans-serif", ticks: { stroke: colours.line, width: 1 }, size: name === "y" ? 50 : 28,
+    stroke: colours.soft, font: "11px system-ui, sans-serif", ticks: { stroke: colours.line, width: 1 }, size: name === "y" ? 62 : 28,
     grid: { stroke: colours.line, width: 1 }, values: (_, values) => values.map((v) => (v === null ? "" : tick(v))),
     space: name === "y" ? 34 : 52, ...(name === "x" ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000] } : {}),
   });

@@ -161,8 +161,8 @@ function drawItem() {
     if (rows.length === 0 && length < count) continue;
     const name = length === count ? say("sameId") : say("share", length === 1 ? "L1" : "L1–L" + length);
     const size = end - start === 1 ? say("alone") : say("nItems", number(end - start));
-    holder.append(element("h4", { "data-shared": length }, element("span", { text: name + " " }), element("span", { class: "sid", text: prefix.join("-") }),
-      element("span", { class: "quiet", text: "  " + size })));
+    holder.append(element("h4", { "data-shared": length }, element("span", { text: name }), element("span", { class: "sid", text: prefix.join("-") }),
+      element("span", { class: "quiet", text: size })));
     if (rows.length) holder.append(itemTable(data, rows));
   }
 }

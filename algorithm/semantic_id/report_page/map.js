@@ -36,7 +36,7 @@ function paintPoints(image, data, scale, ratio) {
     pixels[i] = background[0]; pixels[i + 1] = background[1]; pixels[i + 2] = background[2]; pixels[i + 3] = 255;
   }
   const table = pointColours(data, scale);
-  const size = Math.max(2, Math.round(ratio * (data.rows > 30000 ? 1.4 : data.rows > 5000 ? 2 : 3) * Math.min(2, Math.sqrt(lens.zoom))));
+  const size = Math.max(2, Math.round(ratio * (data.rows > 30000 ? 1.5 : data.rows > 10000 ? 2 : 3) * Math.min(2, Math.sqrt(lens.zoom))));
   const alpha = data.rows > 30000 ? 0.5 : 0.7;
   // 步长与行数互质，一圈恰好走遍每一行
   let step = Math.max(1, Math.floor(data.rows * 0.618) | 1);
@@ -84,7 +84,7 @@ function pointColours(data, scale) {
 }
 
 function codewordRadius(count, data) {
-  return 2.5 + 7 * Math.sqrt(count / Math.max(1, data.mostUsed));
+  return 2 + 7 * Math.min(1, 8 / Math.sqrt(data.cx.length)) * Math.sqrt(count / Math.max(1, data.mostUsed));
 }
 
 function drawCodewords(context, data) {

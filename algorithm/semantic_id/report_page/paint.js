@@ -30,6 +30,12 @@ function mixed(from, to, share) {
   return from.map((value, i) => value + (to[i] - value) * share);
 }
 
+// 这个底色上该用黑字还是白字（WCAG 的相对亮度，分界 0.24，略偏白字）
+function contrasting([r, g, b]) {
+  const linear = (v) => Math.pow(v / 255, 2.2);
+  return 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b) > 0.24 ? "#17171a" : "#ffffff";
+}
+
 // 标签号加一 → [r, g, b]
 function labelColour(label) {
   const colours = palette();

@@ -1,28 +1,31 @@
 // 前缀树的图、路径与清单。app.path 是走到的前缀；画布给眼睛，下面的清单给键盘与读屏软件，两者同样的内容。
-const ROWS_AT_FIRST = 30;
+const ROWS_AT_FIRST = 30, BRANCHES_AT_FIRST = 10;
 const view = { nodes: [], width: 0, height: 0 };
 
 function drawTree(data) {
   const canvas = document.getElementById("treemap");
   const holder = canvas.parentElement;
   view.width = app.printing ? 680 : Math.max(200, holder.clientWidth);
-  view.height = app.printing ? 330 : Math.round(Math.min(560, Math.max(320, view.width * 0.5)));
+  view.height = app.printing ? 330 : Math.round(Math.min(560, Math.max(420, view.width * 0.5)));
   const [start, end] = rangeOf(data, app.path);
   const depth = app.path.length;
   view.nodes = childNodes(data, start, end, depth);
   layoutCells(view.nodes, view.width, view.height);
-  const scale = errorScale(view.nodes.map((node) => node.error));
+  if (depth + 1 < data.levels.length) view.nodes.forEach((node) => layoutInside(data, node, depth + 1));
+  const scale = errorScale(view.nodes.flatMap((node) => (node.inside || [node]).map((part) => part.error)));
   const context = openCanvas(canvas, view.width, view.height);
   const colours = palette();
   context.fillStyle = colours.card;
   context.fillRect(0, 0, view.width, view.height);
   for (const node of view.nodes) {
     fillCell(context, node, node.box, scale, 1);
-    if (depth + 1 < data.levels.length) drawInside(context, data, node, depth + 1, scale);
+    for (const child of node.inside || []) {
+      fillCell(context, child, child.box, scale, Math.min(child.box[2], child.box[3]) > 3 ? 0.7 : 0);
+    }
   }
   context.textBaseline = "top";
   context.lineJoin = "round";
-  for (const node of view.nodes) writeCell(context, data, node, depth);
+  for (const node of view.nodes) writeCell(context, data, node, depth, scale);
   drawCrumbs();
   drawBranches(data, start, end);
   return scale;
@@ -40,46 +43,45 @@ function fillCell(context, node, [x, y, w, h], scale, gap) {
 }
 
 // 格子里的下一层；小得看不清的不画
-function drawInside(context, data, node, depth, scale) {
+function layoutInside(data, node, depth) {
   const [x, y, w, h] = node.box;
   node.inside = null;
   if (w * h < 60 || node.size < 2) return;
   node.inside = childNodes(data, node.start, node.end, depth);
   const boxes = squarify(node.inside.map((child) => child.size), x + 1.5, y + 1.5, w - 3, h - 3);
-  node.inside.forEach((child, i) => {
-    child.box = boxes[i];
-    fillCell(context, child, boxes[i], scale, Math.min(boxes[i][2], boxes[i][3]) > 3 ? 0.7 : 0);
-  });
+  node.inside.forEach((child, i) => { child.box = boxes[i]; });
 }
 
-function writeCell(context, data, node, depth) {
+function writeCell(context, data, node, depth, scale) {
   const [x, y, w, h] = node.box;
   if (w < 30 || h < 17) return;
   const leaf = depth + 1 >= data.levels.length;
   const first = depth < data.levels.length ? String(data.levels[depth][node.start]) : titleOf(data, node.start);
   const second = leaf && depth < data.levels.length ? titleOf(data, node.start) : labelName2(node);
-  halo(context, first, x + 5, y + 4, w - 8, "600 12px ui-monospace, Menlo, Consolas, monospace");
-  if (h > 34 && w > 46 && second && first !== second) halo(context, second, x + 5, y + 19, w - 8, "11.5px system-ui, sans-serif");
+  // 单色的格子直接挑黑或白；里面还有小格子的，描一圈底色
+  const plain = node.inside ? null : contrasting(cellColour(node, scale));
+  halo(context, plain, first, x + 5, y + 4, w - 8, "600 12px ui-monospace, Menlo, Consolas, monospace", 0);
+  if (h > 34 && w > 46 && second && first !== second) halo(context, plain, second, x + 5, y + 19, w - 8, "11.5px system-ui, sans-serif", leaf ? 0 : 0.6);
 }
 
 function labelName2(node) {
   return node.label === 0 ? "" : app.meta.labels[node.label - 1];
 }
 
-// 描一圈底色再写字：下面是什么颜色都读得清；太长的截断
-function halo(context, text, x, y, width, font) {
+// 描一圈底色再写字：下面是什么颜色都读得清；太长的截断，剩下不到 least 的就不写
+function halo(context, plain, text, x, y, width, font, least) {
   context.font = font;
   let shown = text;
   if (context.measureText(shown).width > width) {
     let keep = Math.min(shown.length, Math.ceil(width / 5));
     while (keep > 0 && context.measureText(shown.slice(0, keep) + "…").width > width) keep--;
-    if (keep < 2) return;
+    if (keep < 2 || keep < least * shown.length) return;
     shown = shown.slice(0, keep) + "…";
   }
   context.strokeStyle = palette().card;
   context.lineWidth = 3;
-  context.strokeText(shown, x, y);
-  context.fillStyle = palette().ink;
+  if (plain === null) context.strokeText(shown, x, y);
+  context.fillStyle = plain || palette().ink;
   context.fillText(shown, x, y);
 }
 
@@ -123,7 +125,10 @@ function openPrefix(prefix) {
 
 function sampleTitles(start, end, most) {
   const names = [];
-  for (let row = start; row < end && names.length < most; row++) names.push(titleOf(app.data, row));
+  for (let row = start; row < end && names.length < most; row++) {
+    const title = titleOf(app.data, row);
+    names.push(title.length > 48 ? title.slice(0, 46) + "…" : title);
+  }
   return names.join(" · ") + (end - start > most ? " …" : "");
 }
 
@@ -146,10 +151,10 @@ function drawBranches(data, start, end) {
     holder.replaceChildren(itemTable(data, rows));
     return;
   }
-  const heads = [["id", say("prefix")], ["n", say("count")], ["label", say("label")], ["", say("titles")]];
+  const heads = [["prefix", say("prefix")], ["n", say("count")], ["label", say("label")], ["", say("titles")]];
   if (data.label === null) heads.splice(2, 1);
   const table = tableOf(heads);
-  growing(table, view.nodes, ROWS_AT_FIRST, (node) => {
+  growing(table, view.nodes, BRANCHES_AT_FIRST, (node) => {
     const prefix = [...app.path, data.levels[depth][node.start]];
     const cells = [
       element("td", {}, element("button", { type: "button", class: "sid", text: prefix.join("-"), click: () => openPrefix(prefix) })),
