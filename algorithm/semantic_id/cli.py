@@ -294,10 +294,10 @@ def demo(
     quiet: Quiet = False,
     lang: Lang = "zh",
 ) -> None:
-    """训练、编码、评估，再展示共享前缀的物品。"""
+    """训练、编码、评估，展示共享前缀的物品，写一页报告。"""
     from . import commands
 
-    result = commands.demo(output, device=device, progress=not (json_ or quiet))
+    result = commands.demo(output, device=device, progress=not (json_ or quiet), lang=context.obj["lang"])
     _emit(context, result, cli_text.show_demo, json_, quiet)
 
 

@@ -53,5 +53,7 @@ def register(app: typer.Typer, emit: Callable[..., None]) -> None:
 
 def show_report(result: Dict[str, Any], lang: str) -> None:
     """一行：写在哪里、多大。"""
-    text = pick(both("报告写在 {out}（{mb:.1f} MB），用浏览器打开", "Report: {out} ({mb:.1f} MB), open it in a browser"), lang)
+    text = pick(
+        both("报告写在 {out}（{mb:.1f} MB），用浏览器打开", "Report: {out} ({mb:.1f} MB), open it in a browser"), lang
+    )
     typer.echo(text.format(out=result["output"], mb=result["bytes"] / 1e6))

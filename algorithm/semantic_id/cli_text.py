@@ -110,6 +110,19 @@ def show_demo(result: Dict[str, Any], lang: str) -> None:
     console.print(f"[bold]{pick(both('接下来', 'Next'), lang)}[/bold]")
     for line in _next_steps(result, lang):
         console.print(line, soft_wrap=True)
+    console.print()
+    if result["report"] is not None:
+        console.print(
+            pick(both("报告（用浏览器打开）", "Report (open it in a browser)"), lang),
+            escape(result["report"]),
+            soft_wrap=True,
+        )
+    else:
+        how = both(
+            "想要网页报告：pip install 'semid[report]'，再跑一遍",
+            "For a web report: pip install 'semid[report]' and run again",
+        )
+        console.print(escape(pick(how, lang)), soft_wrap=True)
 
 
 def _show_group(console: Console, group: Dict[str, Any], lang: str) -> None:

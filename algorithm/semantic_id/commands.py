@@ -27,6 +27,7 @@ from .durable import write_atomically
 from .encoder import SemanticIDEncoder
 from .model_loading import choose_device, load_model, parse_sizes
 from .progress import Progress
+from .report import write_report
 from .run_folder import check_demo_folder, check_run_folder, remove_traces
 from .trainer import train_codebook
 from .vectors import open_vectors
@@ -190,16 +191,18 @@ def tokens(
     )
 
 
-def demo(output: Path, *, device: str, progress: bool) -> Dict[str, Any]:
-    """在内置的 8,192 个真实物品上走完全程：训练 → 编码 → 评估 → 挑出共享前缀的物品。
+def demo(output: Path, *, device: str, progress: bool, lang: str = "zh") -> Dict[str, Any]:
+    """在内置的 8,192 个真实物品上走完全程：训练 → 编码 → 评估 → 挑出共享前缀的物品 → 写报告。
 
     Args:
-        output: 放 model/、catalog/ 与 demo.json 的目录；只有上次演示留下的目录才会被替换。
+        output: 放 model/、catalog/、demo.json 与 report.html 的目录；只有上次演示留下的目录才会被替换。
         device: 同 `train`。
         progress: 是否显示进度。
+        lang: 报告打开时的语言。
 
     Returns:
-        `evaluate` 的全部数字，加上 prefix_agreement（前缀长度 0…L 时两件物品同类的概率，0 为随机）与 prefixes。
+        `evaluate` 的全部数字，加上 prefix_agreement（前缀长度 0…L 时两件物品同类的概率，0 为随机）、prefixes 与 report
+        （网页的路径；没有装 semid[report] 时为 None）。
 
     Raises:
         FileExistsError: 目录里有不是演示写的东西。
@@ -224,14 +227,18 @@ def demo(output: Path, *, device: str, progress: bool) -> Dict[str, Any]:
     )
     common: Dict[str, Any] = {"device": device, "progress": progress, "block_rows": 8192, **columns}
     encode(output / "model", showcase.DEMO_ITEMS, output / "catalog", overwrite=True, **common)
-    figures = evaluate(output / "model", showcase.DEMO_ITEMS, **common)
+    evaluation = output / "model" / "evaluation"  # 在训练目录里，报告才会把两者合在一起
+    figures = evaluate(
+        output / "model", showcase.DEMO_ITEMS, labels="category", output=evaluation, overwrite=True, **common
+    )
     codes = codes_of(Catalog.open(output / "catalog").read())  # (N, L)
     items = pq.read_table(showcase.DEMO_ITEMS, columns=["title", "category"]).to_pydict()
     result = {
-        "output": os.fspath(output),
         "model": os.fspath(output / "model"),
         "catalog": os.fspath(output / "catalog"),
+        "report": _demo_report(output, lang),
         **figures,
+        "output": os.fspath(output),
         "prefix_agreement": [
             showcase.prefix_agreement(codes, items["category"], depth) for depth in range(codes.shape[1] + 1)
         ],
@@ -240,6 +247,14 @@ def demo(output: Path, *, device: str, progress: bool) -> Dict[str, Any]:
     text = json.dumps({"semid_version": __version__, **result}, ensure_ascii=False, indent=2)
     write_atomically(output / "demo.json", (text + "\n").encode())
     return result
+
+
+def _demo_report(output: Path, lang: str) -> str | None:
+    """演示的网页；没有装 semid[report] 时演示照样成功。"""
+    try:
+        return str(write_report([output / "model"], output / "report.html", lang=lang, overwrite=True)["output"])
+    except ImportError:
+        return None
 
 
 def _engine(name: str, address: str | None, model: Path, device: str) -> Engine | None:

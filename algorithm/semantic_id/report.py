@@ -108,8 +108,6 @@ def _fitting(template: Any, runs: List[Run], lang: str) -> Tuple[bytes, List[Run
             else run._replace(items=thin_items(run.items, len(run.evaluation["codebook_sizes"]), limit))
             for run in runs
         ]
-        if [r.items and r.items.num_rows for r in thinned] == [r.items and r.items.num_rows for r in runs]:
-            return page, runs  # 剩下的都是一定要留的
         runs = thinned
 
 

@@ -2,9 +2,9 @@
 
 形状字母：R 为物品行数，L 为层数，K_l 为码本大小。
 
-物品按 (l1, …, lL, 去重位) 排序，所以同一前缀是连续的一段：浏览器建树、找邻居、数冲突都只是一次扫描，编号列也几乎压到零。
-每一列是一个定宽数组（文字是换行隔开的 UTF-8），gzip 之后写成 base64；浏览器自带的 DecompressionStream 解开。内容相同的块
-只存一份，几次运行用同一批物品时，标题不会重复。
+物品按 (l1, …, lL, 去重位) 排序，所以同一前缀是连续的一段：浏览器建树、找邻居、数冲突都只是一次扫描，编号列也压得很小。
+每一列是一个定宽数组（文字是换行隔开的 UTF-8），gzip 之后写成 base64；浏览器自带的 DecompressionStream 解开。内容相同的
+块只存一份，几次运行用同一批物品时，标题不会重复。
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MAX_LABELS = 60_000
 _MISSING = 65535  # 坐标缺失的记号；有效值是 0…65534
 _KEPT_WORST = 200
 _KEPT_CROWDED = 50
+_CROWD_ROWS = 200
 
 
 class Blocks:
@@ -85,7 +86,7 @@ def thin_items(items: pa.Table, num_levels: int, rows: int) -> pa.Table:
     Args:
         items: items.parquet。
         num_levels: 层数 L。
-        rows: 想留几行；一定要留的若比它多，就留那些。
+        rows: 留几行；一定要留的至多占四分之三，所以总装得下。
 
     Returns:
         原来的次序。
@@ -94,11 +95,15 @@ def thin_items(items: pa.Table, num_levels: int, rows: int) -> pa.Table:
         return items
     error = _floats(items, "error")
     keep = np.zeros(items.num_rows, dtype=bool)
-    keep[np.argsort(-np.nan_to_num(error, nan=-np.inf), kind="stable")[:_KEPT_WORST]] = True
+    keep[np.argsort(-np.nan_to_num(error, nan=-np.inf), kind="stable")[: min(_KEPT_WORST, rows // 4)]] = True
     codes = np.stack([_ints(items, f"l{level + 1}") for level in range(num_levels)], axis=1)
     _, group, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     crowded = np.argsort(-sizes, kind="stable")[:_KEPT_CROWDED]
-    keep |= np.isin(group.reshape(-1), crowded[sizes[crowded] > 1])
+    order = np.argsort(group.reshape(-1), kind="stable")
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    most = min(_CROWD_ROWS, max(2, rows // (2 * _KEPT_CROWDED)))  # 每组至多几行
+    for chosen in crowded[sizes[crowded] > 1]:
+        keep[order[starts[chosen] : min(starts[chosen + 1], starts[chosen] + most)]] = True
     rest = np.flatnonzero(~keep)
     extra = min(len(rest), max(0, rows - int(keep.sum())))
     keep[np.random.default_rng(0).choice(rest, extra, replace=False)] = True

@@ -258,7 +258,10 @@ def _assigned(m: Mapping[str, Any], e: Mapping[str, Any]) -> Tuple[str, Pair]:
 def _used(m: Mapping[str, Any], e: Mapping[str, Any]) -> Tuple[str, Pair]:
     shares = [value / size for value, size in zip(m["perplexity"], e["codebook_sizes"], strict=True)]
     text = _levels(shares, lambda v: f"{v:.2f}")
-    return f"{min(m['utilization']):.0%}", (f"利用率最低的一层；困惑度 / K：{text}", f"least used level; perplexity / K: {text}")
+    return f"{min(m['utilization']):.0%}", (
+        f"利用率最低的一层；困惑度 / K：{text}",
+        f"least used level; perplexity / K: {text}",
+    )
 
 
 def _neighbours(m: Mapping[str, Any], e: Mapping[str, Any]) -> Tuple[str, Pair]:
@@ -282,7 +285,10 @@ def _lift(m: Mapping[str, Any], e: Mapping[str, Any]) -> Tuple[str, Pair]:
 def _hits(m: Mapping[str, Any], e: Mapping[str, Any]) -> Tuple[str, Pair]:
     kept = format_metric("hit_rate", m.get("reconstruction_hit_rate_10"))
     chance = format_metric("hit_rate", m.get("embedding_hit_rate_10_chance"))
-    zh, en = f"特征的前十近邻；重建后 {kept}，随机 {chance}", f"in ten nearest features; {kept} rebuilt, {chance} at random"
+    zh, en = (
+        f"特征的前十近邻；重建后 {kept}，随机 {chance}",
+        f"in ten nearest features; {kept} rebuilt, {chance} at random",
+    )
     return format_metric("hit_rate", m["embedding_hit_rate_10"]), (zh, en)
 
 

@@ -55,7 +55,9 @@ def read_runs(folders: Sequence[str | os.PathLike[str]]) -> List[Run]:
         ValueError: 没有给目录、同一个目录给了两次、既不是评估也不是训练目录，或内容损坏。
     """
     if not folders:
-        raise ValueError("report needs at least one RUN: a folder written by `semid evaluate --output` or `semid train`")
+        raise ValueError(
+            "report needs at least one RUN: a folder written by `semid evaluate --output` or `semid train`"
+        )
     runs: List[Run] = []
     seen: Dict[Path, str] = {}
     for folder in folders:
@@ -76,7 +78,9 @@ def read_runs(folders: Sequence[str | os.PathLike[str]]) -> List[Run]:
 def _read_run(path: Path) -> Run:
     """读一个目录；评估在它自己或 evaluation/ 里，曲线在它自己或（它叫 evaluation 时）上一级里。"""
     if not path.is_dir():
-        raise FileNotFoundError(f"RUN {str(path)!r} is no folder; give a folder of `semid evaluate --output` or `train`")
+        raise FileNotFoundError(
+            f"RUN {str(path)!r} is no folder; give a folder of `semid evaluate --output` or `train`"
+        )
     found = find_evaluation(path)
     training = path.resolve()
     if found is not None and training.name == "evaluation" and (training.parent / _CONFIG_NAME).is_file():

@@ -11,7 +11,7 @@ __all__ = ["check_demo_folder", "check_run_folder", "remove_traces"]
 _RUN_NAMES = {"config.json", "model.safetensors", "README.md", "metrics.jsonl", "checkpoints"}
 _RUN_NAMES |= {"tensorboard", "evaluation"}  # 训练曲线；`semid evaluate --output my-model/evaluation`
 _RUN_MARKS = ("config.json", "metrics.jsonl", "checkpoints")
-_DEMO_NAMES = {"model", "catalog", "demo.json"}
+_DEMO_NAMES = {"model", "catalog", "demo.json", "report.html"}
 
 
 def check_run_folder(output: Path, resume: bool, overwrite: bool) -> None:

@@ -69,7 +69,9 @@ class Chromium:
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self.send(f"{domain}.enable")
             # 拦在出口：有请求就记下；真连出去也会失败，但那已经太晚
-            self.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+            self.send(
+                "Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0
+            )
         except BaseException:
             self.__exit__()
             raise
@@ -141,7 +143,9 @@ class Chromium:
         body = "const v = (" + expression + "); if (v) done(v); else requestAnimationFrame(look);"
         return self.evaluate(f"new Promise((done) => {{ const look = () => {{ {body} }}; look(); }})")
 
-    def open(self, page: Path, width: int = 1440, height: int = 900, *, dark: bool = False, mobile: bool = False) -> float:
+    def open(
+        self, page: Path, width: int = 1440, height: int = 900, *, dark: bool = False, mobile: bool = False
+    ) -> float:
         """打开磁盘上的一页，等它画完；返回页面自己量的毫秒。"""
         self.resize(width, height, mobile=mobile)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
@@ -158,7 +162,9 @@ class Chromium:
     def resize(self, width: int, height: int, *, mobile: bool = False) -> None:
         """视口。"""
         scale = 2 if mobile else 1
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile
+        )
 
     def click(self, x: float, y: float) -> None:
         """真的鼠标按下再抬起，视口坐标。"""
@@ -168,8 +174,8 @@ class Chromium:
     def click_on(self, selector: str) -> None:
         """滚到看得见再点它的中心。"""
         x, y = self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
         self.click(x, y)
 

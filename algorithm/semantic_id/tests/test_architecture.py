@@ -152,9 +152,15 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         " evaluation_legend evaluation_tables metrics metrics_meaning model_loading progress vectors verdicts",
         "numpy pyarrow",
     ),
+    # 报告：只读目录，不认模型；jinja2 只在 report
+    "report_runs": ("evaluation_folder", "pyarrow"),
+    "report_data": ("report_runs", "numpy pyarrow"),
+    "report_figures": ("", ""),
+    "report": ("__init__ durable report_data report_figures report_runs", "jinja2"),
     "commands": (
         "__init__ commands_evaluate config durable progress vectors encoder trainer catalog model_loading"
-        " catalog.assign catalog.encode catalog.encode_ray catalog.parts decoding.tokenizer_folder showcase run_folder",
+        " catalog.assign catalog.encode catalog.encode_ray catalog.parts decoding.tokenizer_folder report showcase"
+        " run_folder",
         "pyarrow",
     ),
     # faiss 只在这一间房里导入

@@ -56,7 +56,7 @@ def test_similar_items_share_prefixes(demo):
 
 def test_demo_shows_titles_in_both_languages(demo, capsys):
     folder, result = demo
-    assert sorted(p.name for p in folder.iterdir()) == ["catalog", "demo.json", "model"]
+    assert sorted(p.name for p in folder.iterdir()) == ["catalog", "demo.json", "model", "report.html"]
     check_demo_folder(folder)  # 再跑一遍 demo 可以替换它
     categories = [group["label"] for group in result["prefixes"]]
     assert categories[:3] == ["artifact", "plant", "animal"]
@@ -70,6 +70,13 @@ def test_demo_shows_titles_in_both_languages(demo, capsys):
     assert title in zh
     assert title in en
     assert f"semid info {result['model']}" in zh
+    assert result["report"] == str(folder / "report.html")
+    assert all(f"{text} {result['report']}" in out for text, out in (("打开）", zh), ("browser)", en)))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<html lang="zh">' in page
+    assert "holdout_relative_mse" in page  # 训练曲线也在
+    cli_text.show_demo({**result, "report": None}, "zh")
+    assert "pip install 'semid[report]'" in capsys.readouterr().out
     assert not any("一" <= c <= "鿿" for c in en)
 
 
