@@ -27,7 +27,7 @@ from ..vectors import VectorSource, check_unique_ids
 from .assign import Choices, nearest_free
 from .candidates import candidates_of, errors_of
 from .external_sort import DEFAULT_ROWS_IN_MEMORY
-from .index import build_index
+from .index_build import build_index
 from .manifest import SUFFIX, CatalogError, files_of, find_stranger, write_manifest
 from .packing import Packing, comparable
 from .parts import full_ids_of, id_table, part_name, read_checked, write_table
@@ -282,8 +282,8 @@ class _Update:
         """这个编码在表里已有的去重位。"""
         if not self.catalog.manifest["index"]:
             return set()
-        start, stop = self.catalog.index.span(code)
-        return set(self.catalog.index.ids_at(np.arange(start, stop))[:, -1].tolist())
+        start, stop = self.catalog.index.spans(np.array([code], np.int64))
+        return set(self.catalog.index.ids_at(np.arange(start[0], stop[0]))[:, -1].tolist())
 
     def _free_codes(self, delta: _Delta, fresh: np.ndarray, own: np.ndarray, reserved: np.ndarray) -> np.ndarray:
         """nearest-free：表里的与保留的都不许占；要安置的只有与它们或与彼此冲突的新物品。"""

@@ -70,8 +70,9 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "catalog.packing": ("", "numpy pyarrow"),
     "catalog.external_sort": ("", "numpy pyarrow"),
     "catalog.parts": ("durable catalog.manifest", "numpy pyarrow"),
-    "catalog.index": (
-        "durable catalog.external_sort catalog.manifest catalog.packing catalog.parts",
+    "catalog.index": ("catalog.manifest catalog.packing", "numpy pyarrow"),
+    "catalog.index_build": (
+        "durable catalog.external_sort catalog.index catalog.manifest catalog.packing catalog.parts",
         "numpy pyarrow",
     ),
     "catalog.table": ("catalog.index catalog.manifest catalog.packing catalog.parts", "numpy pyarrow"),
@@ -83,7 +84,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         "numpy pyarrow torch",
     ),
     "catalog.seal": (
-        "catalog.assign catalog.external_sort catalog.index catalog.manifest catalog.packing catalog.parts"
+        "catalog.assign catalog.external_sort catalog.index_build catalog.manifest catalog.packing catalog.parts"
         " catalog.shards",
         "numpy pyarrow",
     ),
@@ -95,7 +96,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     # ray 只在这一间房里导入，而且在函数里面
     "catalog.encode_ray": ("interfaces catalog.encode catalog.manifest", "ray"),
     "catalog.update": (
-        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.index"
+        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.index_build"
         " catalog.manifest catalog.packing catalog.parts catalog.shards catalog.table",
         "numpy pyarrow",
     ),

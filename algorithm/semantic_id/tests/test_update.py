@@ -170,6 +170,8 @@ def test_a_reader_of_the_last_generation_can_finish(tmp_path):
     update(tmp_path, {"o": SPOT})
     with pytest.raises(CatalogError, match="moved on to a later generation"):
         reader.read()
+    with pytest.raises(CatalogError, match="moved on to a later generation"):
+        reader.find(["a"])  # 索引这时才第一次映射
     names = {entry["name"] for entry in Catalog.open(tmp_path / "cat").manifest["parts"]}
     assert "part-00000.parquet" not in names
     assert not (tmp_path / "cat" / "part-00000.parquet").exists()
