@@ -227,12 +227,16 @@ class Catalog:
             TypeError: 转不过去。
         """
         try:
-            array = items if isinstance(items, (pa.Array, pa.ChunkedArray)) else pa.array(items)
+            if isinstance(items, (pa.Array, pa.ChunkedArray)):
+                array = items
+            else:
+                big = pa.types.is_uint64(self.id_type) and isinstance(items, (list, tuple))
+                array = pa.array(items, self.id_type) if big else pa.array(items)  # 不说类型，2⁶³ 以上放不进 int64
             array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
             if pa.types.is_integer(array.type) != pa.types.is_integer(self.id_type) and len(array):
                 raise pa.ArrowInvalid(f"{array.type} given")
             return array.cast(self.id_type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError) as error:
             raise TypeError(f"item ids must be of type {self.id_type}: {' '.join(str(error).split())}") from None
 
     def _span(self, prefix: Sequence[int]) -> Tuple[int, int]:

@@ -268,14 +268,15 @@ class _Update:
         used: Dict[tuple[int, ...], set[int]] = {}
         for row in reserved.tolist():
             used.setdefault(tuple(row[:-1]), set()).add(row[-1])
-        seen: Dict[tuple[int, ...], set[int]] = {}
+        taken: Dict[tuple[int, ...], set[int]] = {}
+        lowest: Dict[tuple[int, ...], int] = {}  # 比它小的都占了：大组里不必每次从 0 数起
         for i, code in enumerate(map(tuple, own.tolist())):
-            if code not in seen:
-                live = self._live_suffixes(code)
-                seen[code] = live | used.get(code, set())
-            taken = seen[code]
-            out[i] = next(k for k in range(len(taken) + 1) if k not in taken)
-            taken.add(int(out[i]))
+            if code not in taken:
+                taken[code] = self._live_suffixes(code) | used.get(code, set())
+            free = lowest.get(code, 0)
+            while free in taken[code]:
+                free += 1
+            out[i], lowest[code] = free, free + 1
         return out
 
     def _live_suffixes(self, code: Sequence[int]) -> set[int]:

@@ -88,9 +88,10 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         " catalog.shards",
         "numpy pyarrow",
     ),
+    "catalog.publish": ("durable catalog.manifest", ""),
     "catalog.encode": (
-        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.manifest"
-        " catalog.packing catalog.seal catalog.shards",
+        "interfaces vectors catalog.assign catalog.candidates catalog.external_sort catalog.manifest"
+        " catalog.packing catalog.publish catalog.seal catalog.shards",
         "numpy",
     ),
     # ray 只在这一间房里导入，而且在函数里面
@@ -109,7 +110,8 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         "numpy torch",
     ),
     "catalog.index_json": (
-        "durable catalog.encode catalog.manifest catalog.parts catalog.seal catalog.shards catalog.table",
+        "durable catalog.encode catalog.manifest catalog.parts catalog.publish catalog.seal catalog.shards"
+        " catalog.table",
         "numpy pyarrow",
     ),
     "catalog.decode": (

@@ -87,6 +87,14 @@ def test_by_hand_with_suffixes(tmp_path):
     Catalog.open(tmp_path / "cat").verify()
 
 
+def test_new_suffixes_fill_the_gaps_in_order(tmp_path):
+    start(tmp_path, WORLD, "suffix")
+    update(tmp_path, {}, ["b"])  # 空出 1 号
+    update(tmp_path, {f"n{i}": SPOT for i in range(5)}, reuse_after=1)
+    after = ids_of(tmp_path)
+    assert [after[f"n{i}"][-1] for i in range(5)] == [1, 3, 4, 5, 6]
+
+
 def test_reuse_after_counts_generations(tmp_path):
     start(tmp_path, WORLD, "suffix")
     update(tmp_path, {}, ["a"])  # 第 1 代退役
