@@ -191,8 +191,9 @@ def test_a_damaged_index_gives_an_error_or_an_answer_but_never_a_crash(role, tmp
     build(tmp_path, pa.array([f"i{i}" for i in range(N)]))
     path = tmp_path / "cat" / f"index-00000-{role}.npy"
     data = path.read_bytes()
-    for byte in (0x7F, 0x80, 0xFF):
-        path.write_bytes(data[:128] + bytes([byte]) * (len(data) - 128))
+    half = 128 + (len(data) - 128) // 16 * 8  # 中间的一项
+    for byte, start, stop in itertools.product((0x01, 0x7F, 0x80, 0xFF), (128, half), (half + 8, len(data))):
+        path.write_bytes(data[:start] + bytes([byte]) * (stop - start) + data[stop:])
         for ask in (
             lambda catalog: catalog.find([f"i{i}" for i in range(N)]),
             lambda catalog: catalog.items_of([[2, 3, 5, 0], [0, 0, 0, 0]]),

@@ -136,6 +136,11 @@ def test_drift_verdicts_and_exit_codes(room, tmp_path, capsys):
     moved = run_json(capsys, *drift, tmp_path / "far.parquet", code=3)
     assert moved["verdict"] == "drifted"
     assert moved["error_ratio"][2] > 1.25
+    assert any(reason.startswith("error after L3 is ") for reason in moved["reasons"])
+    # 误差大了一成多：值得留意，但定时任务不必报警，退出码是 0
+    write_items(tmp_path / "near.parquet", X * 1.05, [f"n{i}" for i in range(N)])
+    near = run_json(capsys, *drift, tmp_path / "near.parquet")
+    assert near["verdict"] == "watch", near
     # 只剩一类物品：误差没变大，用量变了
     first = Catalog.open(room / "cat").read().column("l1").to_numpy()
     one = X[first == np.bincount(first).argmax()]
