@@ -202,6 +202,10 @@ def test_a_damaged_index_gives_an_error_or_an_answer_but_never_a_crash(role, tmp
         ):
             with contextlib.suppress(CatalogError):
                 ask(Catalog.open(tmp_path / "cat"))
+        alone = Catalog.open(tmp_path / "cat")
+        for code in itertools.product(range(5), range(4), range(6)):  # 逐个问：坏的一项不能被别的挡住
+            with contextlib.suppress(CatalogError):
+                alone.items_under([code], limit=1)
     np.save(path, np.zeros(3, np.float32))
     manifest = json.loads((tmp_path / "cat" / "MANIFEST.json").read_text())
     manifest["index"][role] |= {"rows": 3, "bytes": path.stat().st_size}
