@@ -8,7 +8,7 @@
 #   make bench-behaviour 行为引导换来的提升度与付出的误差
 #   make bench-decode  受约束解码的一步与建树，与 STATIC 的做法、marisa-trie、字典对照
 #   make bench-core    默认配方的质量与时间，与 faiss 残差 k-means 对照（ARGS="--features x.npy"）
-#   make bench-catalog 唯一 ID 的代价、一千万物品、查找（ARGS="--rows 10000000"）
+#   make bench-catalog 唯一 ID 的代价、迁移、规模与查找（ARGS="--rows 10000000"）
 # 换解释器：make PYTHON=python3.12 test。给命令加参数：make test ARGS="-k codebook"。
 
 PYTHON ?= python3
