@@ -86,7 +86,10 @@ def load(folder: Path, feature_column: str = "embedding") -> Interactions:
             f"{FILES[0]}: {feature_column} row {int(np.argmin(np.isfinite(features).all(axis=1)))} has NaN"
         )
     lists = users.column("train_items").combine_chunks()
-    flat, ends = lists.flatten().to_numpy().astype(np.int64), np.cumsum(lists.value_lengths().to_numpy())
+    flat, ends = (
+        lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
+        np.cumsum(lists.value_lengths().to_numpy()),
+    )
     histories = np.split(flat, ends[:-1])
     valid, test = (users.column(name).to_numpy().astype(np.int64) for name in ("valid_item", "test_item"))
     for name, values in (("train_items", flat), ("valid_item", valid), ("test_item", test)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import platform
 import statistics
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -87,12 +86,12 @@ def head(entries: Dict[str, Entry], data: Interactions, args: argparse.Namespace
     parts = [f"--{name} {','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in options.items()]
     users = data.num_users
     return [
-        f"- 日期：{datetime.date.today()}；硬件：{args.hardware}（{platform.machine()}，{os.cpu_count()} 核），一个线程",
+        f"- 日期：{datetime.date.today()}；一个线程；硬件：{args.hardware}（{os.cpu_count()} 核）",
         "- 版本：" + "，".join(f"{name} {version}" for name, version in versions.items() if version),
         f"- 命令：`python benchmarks/bench_downstream.py {' '.join(parts)}`",
         f"- 数据：{data.num_items:,} 个物品，{users:,} 个用户；最后一个物品测试，倒数第二个验证；摘要 {data.digest}",
         f"- 生成模型与设置：{asdict(SIZES[args.size])}",
-        "- 编号：3 × 256，用全部物品的内容向量（`semid-pairs` 另看训练部分的物品对）；冲突的一律加后缀；原子编号一物一词。",
+        "- 编号：3 × 256，用全部物品的内容向量（`semid-pairs` 另看训练部分的物品对）；冲突的一律加后缀。",
         "- Recall、NDCG：全部用户、全部物品里的名次，束搜索只走存在的 ID；看过的物品没有去掉，去掉的另列。",
         "- ± 是种子之间的样本标准差；编号与生成模型用同一个种子。验证一列只有四分之一的用户，挑做法只看它。",
         f"- 一个用户一次命中的标准误：Recall@10 约 {np.sqrt(0.05 * 0.95 / users):.4f}（按 .05 算）。",
@@ -194,7 +193,7 @@ def prediction(entries: Dict[str, Entry], data: Interactions, args: argparse.Nam
     lines.sort(key=lambda cells: 0.0 if cells[1] == "–" else -abs(float(cells[1])))
     heads = ["指标", f"ρ（全部 {len(usable)} 种）", f"ρ（正经的 {len(good)} 种）", *(f"`{name}`" for name in usable)]
     last = ["Recall@10", "", "", *(_short(recall[name]) for name in usable)]
-    note = "与 Recall@10 的 Spearman 等级相关，各做法先对种子取平均。做法只有几种，小的 |ρ| 说明不了什么：八种时要过 .74 才有 p < .05。"
+    note = "与 Recall@10 的 Spearman 等级相关，各做法先对种子取平均。八种做法时 |ρ| 要过 .74 才有 p < .05。"
     return [note, "", *table(heads, [*lines, last])]
 
 
