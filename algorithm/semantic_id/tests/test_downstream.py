@@ -84,7 +84,7 @@ def test_paired_bootstrap_agrees_with_resampling_users() -> None:
 def test_rank_correlation_by_hand() -> None:
     assert scoring.rank_correlation([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1.0)
     assert scoring.rank_correlation([1, 2, 3], [3, 1, 2]) == pytest.approx(-0.5)
-    assert scoring.rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(0.75**0.5)  # 并列取平均名次
+    assert scoring.rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9**0.5)  # 并列取平均名次
     assert scoring.rank_correlation([1, 1, 1], [1, 2, 3]) is None
     assert scoring.rank_correlation([1, 2], [1, 2]) is None
 
@@ -223,8 +223,8 @@ def test_item_neighbours_by_hand() -> None:
     # sim(0, 1) = 2 / √(2·2) = 1，sim(0, 2) = sim(1, 2) = 1 / √2，3 没有邻居
     assert model.recommend([np.array([0])], 3).tolist() == [[1, 2, -1]]
     assert model.recommend([np.array([3])], 2).tolist() == [[-1, -1]]
-    # 新的 2 不打折、旧的 0 打折：1 得 .71 + .5，0 得 .71，2 得 .5 × .71
-    assert model.recommend([np.array([0, 2])], 3, decay=0.5).tolist() == [[1, 0, 2]]
+    # 新的 0 不打折、旧的 2 打折：1 得 1 + .5 × .71，2 得 .71，0 得 .5 × .71
+    assert model.recommend([np.array([2, 0])], 3, decay=0.5).tolist() == [[1, 2, 0]]
     assert baselines.popularity(histories, 4, 2, 3).tolist() == [[0, 1, 2]] * 2
 
 
@@ -263,6 +263,21 @@ def test_rows_resume_and_the_report_names_what_is_missing(tmp_path: Path, monkey
     assert ranks is not None
     assert ranks.ranks["test"].shape == (40,)
     assert ranks.ranks["valid"].shape == (10,)
+
+
+def test_ranks_belong_to_their_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = data.load(write_data(tmp_path / "data", cycles(40, 30, 6), 30))
+
+    def next_item(model: Any, histories: list[np.ndarray], *_: Any) -> np.ndarray:
+        return np.array([[history[-1], history[-1] + 1] for history in histories]) % 30
+
+    monkeypatch.setattr(training, "train", lambda *_: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(training, "recommend", next_item)
+    codes = np.arange(30)[:, None]
+    found = rows.run("tiny", codes, (30,), known, 1, tmp_path / "cache", "cpu", lambda text: None)
+    assert {name: set(ranks.tolist()) for name, ranks in found.ranks.items()} == {
+        "valid": {1}, "test": {1}, "test_unseen": {0}
+    }  # fmt: skip
 
 
 def test_without_data_the_command_says_so_and_stops(
