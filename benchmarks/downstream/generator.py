@@ -73,7 +73,7 @@ SIZES = {
         batch_size=128,
         learning_rate=3e-3,
         weight_decay=0.05,
-        epochs=6,
+        epochs=10,
         num_beams=20,
     ),
     # TIGER（arXiv:2305.05065）：编码器、解码器各 4 层，6 头 × 64，d = 128，FFN 1024，dropout 0.1，批 256，20 万步。
