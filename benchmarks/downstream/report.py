@@ -18,7 +18,7 @@ from downstream import baselines, proxies, scoring
 from downstream import row as rows
 from downstream.data import Interactions
 from downstream.generator import SIZES
-from downstream.tokenizers import Tokenizer, codes_of, sizes_of, suffixed
+from downstream.tokenizers import Tokenizer, codes_of, sizes_of, suffixed, training_version
 
 SAMPLES = 10_000
 REFERENCES = ("semid-default", "semid-pairs")
@@ -48,7 +48,7 @@ def write(cells: List[Tuple[Tokenizer, int]], data: Interactions, args: argparse
     lines += ["## 还缺的格子", "", *(lacking or ["没有。"]), ""]
     if args.size == "tiny":
         lines += [
-            "## paper",
+            "## paper（TIGER 公布的规模）",
             "",
             '没有测过：这台机器没有显卡。命令：`make bench-downstream ARGS="--size paper --device cuda"`。',
             "",
@@ -81,7 +81,7 @@ def collect(
 
 def head(entries: Dict[str, Entry], data: Interactions, args: argparse.Namespace) -> List[str]:
     packages = ("torch", "transformers", "numpy", "faiss-cpu", "semantic-id")
-    versions = {name: _version(name) for name in packages}
+    versions = {name: _version(name) for name in packages} | {"semid": training_version()}
     options = {name: getattr(args, name) for name in ("size", "seeds", "tokenizers")}
     parts = [f"--{name} {','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in options.items()]
     users = data.num_users
@@ -94,7 +94,7 @@ def head(entries: Dict[str, Entry], data: Interactions, args: argparse.Namespace
         "- 编号：3 × 256，用全部物品的内容向量（`semid-pairs` 另看训练部分的物品对）；冲突的一律加后缀。",
         "- Recall、NDCG：全部用户、全部物品里的名次，束搜索只走存在的 ID；看过的物品没有去掉，去掉的另列。",
         "- ± 是种子之间的样本标准差；编号与生成模型用同一个种子。验证一列只有四分之一的用户，挑做法只看它。",
-        f"- 一个用户一次命中的标准误：Recall@10 约 {np.sqrt(0.05 * 0.95 / users):.4f}（按 .05 算）。",
+        f"- 一格的 Recall@10 的标准误约 {np.sqrt(0.05 * 0.95 / users):.4f}（{users:,} 个用户，按 .05 算）。",
     ]
 
 
