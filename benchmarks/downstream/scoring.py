@@ -34,23 +34,31 @@ def gains(ranks: np.ndarray, cutoff: int, discounted: bool) -> np.ndarray:
 
 
 def paired_bootstrap(first: np.ndarray, second: np.ndarray, samples: int, seed: int) -> Tuple[float, float, float]:
-    """按用户重抽的配对自助法。
+    """配对自助法：种子与用户都重抽，两边抽到的总是同样的种子、同样的用户。
 
-    重抽 U 个用户、取差的平均，等于在差的不同取值上抽一次多项分布：不必真的建 (samples, U) 的下标。
+    重抽 S 个种子、把差在种子上平均，再重抽 U 个用户、取平均。后一步等于在差的不同取值上抽一次多项分布，不必真的建
+    (samples, U) 的下标；前一步只有几种组合，同一种组合的样本一起抽。种子只有一个时就只有用户的波动；种子很少时重抽
+    低估种子的波动（S 个种子少算 1/S）。
 
     Args:
-        first, second: (U,) 同样的用户的得分。
+        first, second: (S, U) 同样的种子、同样的用户的得分。
         samples: 重抽次数。
         seed: 随机数种子。
 
     Returns:
         (差的 2.5% 分位, 97.5% 分位, 双侧 p)；p 至少 1 / samples。
     """
-    values, counts = np.unique(first - second, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(first), counts / len(first), size=samples)
-    means = draws @ values / len(first)
-    low, high = np.quantile(means, (0.025, 0.975))
-    tail = min(np.mean(means <= 0), np.mean(means >= 0))
+    rng = np.random.default_rng(seed)
+    delta = first - second  # (S, U)
+    num_seeds, num_users = delta.shape
+    chosen = np.sort(rng.integers(0, num_seeds, (samples, num_seeds)), axis=1)
+    means = []
+    for combination, times in zip(*np.unique(chosen, axis=0, return_counts=True), strict=True):
+        values, counts = np.unique(delta[combination].mean(axis=0), return_counts=True)
+        means.append(rng.multinomial(num_users, counts / num_users, size=times) @ values / num_users)
+    every = np.concatenate(means)
+    low, high = np.quantile(every, (0.025, 0.975))
+    tail = min(np.mean(every <= 0), np.mean(every >= 0))
     return float(low), float(high), float(min(1.0, max(2 * tail, 1 / samples)))
 
 

@@ -70,14 +70,17 @@ def test_ranks_and_gains_by_hand() -> None:
     assert scoring.gains(ranks, 5, True).tolist() == [0.5, 0.0, 1.0, 0.0]  # 1 / log2(4)
 
 
-def test_paired_bootstrap_agrees_with_resampling_users() -> None:
+def test_paired_bootstrap_agrees_with_resampling_seeds_and_users() -> None:
     rng = np.random.default_rng(0)
-    first, second = (rng.random(400) < rate for rate in (0.30, 0.24))
-    low, high, p = scoring.paired_bootstrap(first.astype(float), second.astype(float), 4000, seed=1)
+    first, second = (rng.random((3, 400)) < rate[:, None] for rate in (np.array([0.40, 0.24, 0.26]), np.full(3, 0.24)))
+    low, high, p = scoring.paired_bootstrap(first.astype(float), second.astype(float), 8000, seed=1)
     delta = first.astype(float) - second
-    means = delta[rng.integers(0, 400, (4000, 400))].mean(axis=1)
+    seeds, users = rng.integers(0, 3, (8000, 3)), rng.integers(0, 400, (8000, 400))
+    means = np.array([delta[s][:, u].mean() for s, u in zip(seeds, users, strict=True)])
     assert [low, high] == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.006)
     assert p == pytest.approx(2 * np.mean(means <= 0), abs=0.03)
+    one = scoring.paired_bootstrap(first[:1] * 1.0, second[:1] * 1.0, 4000, seed=1)  # 一个种子：只有用户的波动
+    assert one[1] - one[0] == pytest.approx(2 * 1.96 * delta[0].std() / 20, rel=0.08)
     assert scoring.paired_bootstrap(second * 1.0, second * 1.0, 100, seed=0) == (0.0, 0.0, 1.0)
 
 
