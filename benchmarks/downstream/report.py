@@ -158,7 +158,7 @@ def comparison(entries: Dict[str, Entry], reference: str) -> List[str]:
             cells += [f"{low:+.4f} … {high:+.4f}", f"{p:.4f}" if p > 1 / SAMPLES else f"< {1 / SAMPLES}"]
         lines.append(cells)
     heads = ["做法", "种子", "ΔRecall@10（逐个种子）", "95% 区间", "p", "ΔNDCG@10（逐个种子）", "95% 区间", "p"]
-    note = f"正数是比参照好。配对自助法，种子与用户都重抽，{SAMPLES:,} 次，双侧 p；只有一个种子的行只有用户的波动，p 偏小。"
+    note = f"正数是比参照好。配对自助法，种子与用户都重抽，{SAMPLES:,} 次，双侧 p；只有一个种子的行 p 偏小。"
     return [note, "", *table(heads, lines)]
 
 
