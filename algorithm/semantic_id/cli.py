@@ -17,7 +17,7 @@ from typing import Annotated, Any, Callable, Dict, Sequence
 
 import typer
 
-from . import __version__, cli_catalog, cli_text, cli_text_catalog
+from . import __version__, cli_catalog, cli_evaluate, cli_text, cli_text_catalog
 from .cli_errors import interrupted, report
 from .cli_language import both, localized, take_lang
 from .cli_options import (
@@ -244,37 +244,6 @@ def decode(
 
 
 @app.command(
-    help=both("评估模型：误差、码本使用、冲突与体检结论。", "Judge a model: error, code usage, collisions, verdicts.")
-)
-def evaluate(
-    context: typer.Context,
-    model: Model,
-    features: Features,
-    block_rows: BlockRows = 8192,
-    device: Device = "auto",
-    id_column: IdColumn = "item_id",
-    vector_column: VectorColumn = "embedding",
-    json_: Json = False,
-    quiet: Quiet = False,
-    lang: Lang = "zh",
-) -> None:
-    """总体是 FEATURES 的全部行。"""
-    from . import commands
-
-    show = not (json_ or quiet)
-    result = commands.evaluate(
-        model,
-        features,
-        block_rows=block_rows,
-        device=device,
-        id_column=id_column,
-        vector_column=vector_column,
-        progress=show,
-    )
-    _emit(context, result, cli_text.show_evaluation, json_, quiet)
-
-
-@app.command(
     help=both(
         "给大模型的分词器加上语义 ID 的词（<a_12><b_7><c_99>）。", "Add <a_12><b_7><c_99> tokens to an LLM tokenizer."
     )
@@ -332,6 +301,7 @@ def demo(
     _emit(context, result, cli_text.show_demo, json_, quiet)
 
 
+cli_evaluate.register(app, lambda *arguments: _emit(*arguments))
 cli_catalog.register(app, lambda *arguments: _emit(*arguments))
 
 

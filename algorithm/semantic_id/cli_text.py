@@ -63,6 +63,8 @@ def show_evaluation(result: Dict[str, Any], lang: str) -> None:
     console = new_console()
     console.print(facts(_quality_rows(result, lang), lang))
     console.print(_levels(result, lang))
+    if result.get("neighbour_share") or result.get("label_purity") or result.get("co_consumption_lift"):
+        console.print(_prefixes(result, lang))
     _show_verdicts(console, result["verdicts"], lang)
 
 
@@ -144,6 +146,18 @@ def _quality_rows(result: Dict[str, Any], lang: str) -> List[Tuple[str, str]]:
     """整体质量的几行。"""
     relative = result["relative_mse"]
     shown = f"{relative:.4f}" if relative is not None else f"– ({result['relative_mse_reason']})"
+    source = both("（没有解码器：每层编号的平均相加）", " (no decoder: sum of code means)")
+    shown += pick(source, lang) if result.get("reconstruction") == "additive_means" else ""
+    extra = []
+    if "assigned_collision_rate" in result:
+        extra.append((both("冲突率（物品表）", "collision rate (catalog)"), f"{result['assigned_collision_rate']:.2%}"))
+    if result.get("generalisation_ratio") is not None:
+        unseen = f"{result['unseen_relative_mse']:.4f} ({result['generalisation_ratio']:.2f} ×)"
+        extra.append((both("没见过的物品的相对误差", "relative MSE, unseen"), unseen))
+    if result.get("embedding_hit_rate_10") is not None:
+        kept = result.get("reconstruction_hit_rate_10")
+        rates = f"{result['embedding_hit_rate_10']:.2%} / " + ("–" if kept is None else f"{kept:.2%}")
+        extra.append((both("嵌入命中率@10（特征 / 重建）", "hit rate@10 (features / reconstructions)"), rates))
     return [
         (both("物品数", "items"), f"{result['num_items']:,}"),
         (both("均方误差", "MSE"), f"{result['mse']:.4g}"),
@@ -151,6 +165,7 @@ def _quality_rows(result: Dict[str, Any], lang: str) -> List[Tuple[str, str]]:
         (both("冲突率", "collision rate"), f"{result['collision_rate']:.2%}"),
         (both("与别人共用 ID 的物品", "items that share an ID"), f"{result['collided_item_rate']:.2%}"),
         (both("最拥挤的 ID 上的物品数", "items on the most crowded ID"), str(result["max_collision"])),
+        *extra,
     ]
 
 
@@ -166,15 +181,39 @@ def _levels(result: Dict[str, Any], lang: str) -> Table:
     return table
 
 
+def _prefixes(result: Dict[str, Any], lang: str) -> Table:
+    """逐个前缀长度：语义与行为，随机水平在括号里。"""
+    table = Table(box=None, pad_edge=False)
+    heads = [both("前缀", "prefix"), both("邻居占比（随机）", "neighbours (chance)")]
+    heads += [both("标签纯度（打乱）", "label purity (shuffled)"), both("共同消费提升", "co-consumption lift")]
+    for head in heads:
+        table.add_column(pick(head, lang), justify="right")
+    for length in range(len(result["codebook_sizes"])):
+        near = _beside(result, "neighbour_share", "prefix_chance", length, ".1%")
+        pure = _beside(result, "label_purity", "label_purity_chance", length, ".2f")
+        lift = (result.get("co_consumption_lift") or {length: None})[length]
+        table.add_row(f"1–{length + 1}", near, pure, "–" if lift is None else f"{lift:.2f}")
+    return table
+
+
+def _beside(result: Dict[str, Any], key: str, chance: str, length: int, style: str) -> str:
+    """「数字（随机水平）」；没有量的写短横。"""
+    if not result.get(key):
+        return "–"
+    return f"{result[key][length]:{style}} ({result[chance][length]:{style}})"
+
+
 def _show_verdicts(console: Console, verdicts: List[Dict[str, str]], lang: str) -> None:
     """体检结论；没有问题也要说出来，否则看不出查过没有。"""
+    verdicts = [verdict for verdict in verdicts if verdict["severity"] != "ok"]
     if not verdicts:
         ok = both("体检：没有发现问题。", "Health check: nothing to worry about.")
         console.print(f"[green]✓[/green] {pick(ok, lang)}")
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for verdict in verdicts:
-        table.add_row("[yellow]![/yellow]", escape(verdict["en" if lang == "en" else "zh"]))
+        mark = "[red]✗[/red]" if verdict["severity"] == "bad" else "[yellow]![/yellow]"
+        table.add_row(mark, escape(verdict["en" if lang == "en" else "zh"]))
     console.print(table)
 
 

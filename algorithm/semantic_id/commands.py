@@ -11,28 +11,27 @@ import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict
 
 import pyarrow.parquet as pq
-import torch
 
 from . import __version__, showcase
 from .catalog import Catalog, decode_codes_file, encode_catalog
 from .catalog.assign import DEFAULT_PREFIX_PRICE
 from .catalog.encode import DEFAULT_ROWS_PER_PART, Engine
 from .catalog.parts import codes_of
+from .commands_evaluate import evaluate
 from .config import SemanticIDConfig, TrainerConfig
 from .decoding.tokenizer_folder import write_tokenizer
 from .durable import write_atomically
 from .encoder import SemanticIDEncoder
-from .evaluation import evaluate as evaluate_model
+from .model_loading import choose_device, load_model, parse_sizes
 from .progress import Progress
 from .run_folder import check_demo_folder, check_run_folder, remove_traces
 from .trainer import train_codebook
 from .vectors import open_vectors
-from .verdicts import judge_health
 
-__all__ = ["decode", "demo", "encode", "evaluate", "info", "tokens", "train"]
+__all__ = ["decode", "demo", "encode", "evaluate", "info", "load_model", "parse_sizes", "tokens", "train"]
 
 DEFAULT_EPOCHS = 10
 
@@ -81,7 +80,7 @@ def train(
     # beam_size 两边都有：明确给出的束宽，训练配方不得再改
     trainer_config = TrainerConfig(**{k: v for k, v in merged.items() if k == "beam_size" or k not in model_fields})
     model_config = SemanticIDConfig(**{"embedding_dim": source.dim, **_only(merged, model_fields)})
-    encoder = SemanticIDEncoder(model_config).to(_device(device))
+    encoder = SemanticIDEncoder(model_config).to(choose_device(device))
     existed = output.exists()
     if overwrite and not resume:
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
@@ -158,19 +157,6 @@ def decode(
             block_rows=block_rows,
             progress=lambda done, total: advance(100 * done // total),
         )
-
-
-def evaluate(
-    model: Path, features: Path, *, block_rows: int, device: str, id_column: str, vector_column: str, progress: bool
-) -> Dict[str, Any]:
-    """评估模型；结果里的 verdicts 是体检结论。"""
-    encoder = load_model(model, device)
-    source = open_vectors(
-        features, expected_dim=encoder.embedding_dim, id_column=id_column, vector_column=vector_column
-    )
-    with Progress(progress) as bar, bar.task("evaluate", source.num_rows) as advance:
-        figures = evaluate_model(encoder, source, block_rows=block_rows, progress=_done(advance))
-    return _with_verdicts(figures, encoder)
 
 
 def info(model: Path) -> Dict[str, Any]:
@@ -256,19 +242,6 @@ def demo(output: Path, *, device: str, progress: bool) -> Dict[str, Any]:
     return result
 
 
-def _with_verdicts(figures: Dict[str, Any], encoder: SemanticIDEncoder) -> Dict[str, Any]:
-    """附上体检结论；两种语言都带着，由打印的人选。"""
-    verdicts = judge_health(figures, encoder.training_figures)
-    return {**figures, "verdicts": [verdict._asdict() for verdict in verdicts]}
-
-
-def load_model(folder: Path, device: str) -> SemanticIDEncoder:
-    """命令行只认本地目录：拼错的路径应当立刻报错，而不是去网上找同名仓库。"""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"model folder {str(folder)!r} does not exist; train one with `semid train`")
-    return SemanticIDEncoder.from_pretrained(folder).to(_device(device))
-
-
 def _engine(name: str, address: str | None, model: Path, device: str) -> Engine | None:
     """--engine 的门；None 就在本进程里跑。"""
     if name not in ("local", "ray"):
@@ -281,19 +254,6 @@ def _engine(name: str, address: str | None, model: Path, device: str) -> Engine 
 
     load = functools.partial(load_model, model.resolve(), device)
     return RayEngine(load, address=address, num_gpus=1 if device.startswith("cuda") else 0)
-
-
-def _device(name: str) -> torch.device:
-    """设备名的门；auto 有 CUDA 就用。"""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise ValueError(f"--device {name!r} cannot be used here: {reason}; use cpu, cuda or auto") from None
-    return device
 
 
 def _read_config(path: Path | None) -> Dict[str, Any]:
@@ -320,18 +280,3 @@ def _only(values: Dict[str, Any], names: set[str]) -> Dict[str, Any]:
 def _done(advance: Callable[[int], None]) -> Callable[[int, int], None]:
     """`progress(done, total)` → 进度条只要 done。"""
     return lambda done, _total: advance(done)
-
-
-def parse_sizes(text: str) -> Tuple[int, ...]:
-    """解析 `256,256,256`。
-
-    Raises:
-        ValueError: 不是逗号分隔的正整数。
-    """
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"--codebook-sizes {text!r} must be positive ints separated by commas, e.g. 256,256,256")
-    return sizes

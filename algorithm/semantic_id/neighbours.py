@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_rows", "exact_neighbours", "sample_rows"]
+__all__ = ["NearestSoFar", "check_rows", "exact_neighbours", "sample_rows"]
 
 _BLOCK_BYTES = 64 << 20  # 一块得分矩阵的上限：再大也不更快
 
@@ -93,3 +93,79 @@ def check_rows(rows: Any, total: int, name: str) -> np.ndarray:
         bad = int(((rows < 0) | (rows >= total)).argmax())
         raise ValueError(f"{name} entry {bad} is {rows[bad]}; row numbers must be in [0, {total})")
     return rows.astype(np.int64, copy=False)
+
+
+class NearestSoFar:
+    """流式的精确近邻：候选一块一块来，每个查询只留下最近的几个；内存与 N 无关。
+
+    float64；得分 ‖c‖² − 2 q·c 与 `exact_neighbours` 的初筛相同，多留 `SPARE` 个候选，最后按 Σ(x − y)² 定名次，
+    并列取编号小的。与分块只差在恰好并列、而且并列的多于 `SPARE` 个的时候。
+
+    Args:
+        queries: (Q, D) 查询的向量。
+        rows: (Q,) 查询自己的行号，不算自己的邻居。
+        num_neighbours: 邻居数 M ≥ 1。
+        unit: True 则两边都先化成单位长，即按余弦。
+
+    Examples:
+        >>> near = NearestSoFar([[0.0], [3.0]], [0, 2], 2)
+        >>> near.look(np.array([[0.0], [1.0]]), 0)
+        >>> near.look(np.array([[3.0], [3.5]]), 2)
+        >>> near.result().tolist()
+        [[1, 2], [3, 1]]
+    """
+
+    SPARE = 8
+
+    def __init__(self, queries: Any, rows: Any, num_neighbours: int, *, unit: bool = False) -> None:
+        self._unit = unit
+        self._queries = self._prepare(np.asarray(queries))
+        self._own = np.asarray(rows)
+        self._count = num_neighbours
+        width = num_neighbours + self.SPARE
+        self._scores = np.full((len(self._queries), width), np.inf)
+        self._rows = np.full((len(self._queries), width), -1, dtype=np.int64)
+        self._vectors = np.zeros((len(self._queries), width, self._queries.shape[1]), dtype=np.float32)
+
+    def look(self, candidates: np.ndarray, start: int) -> None:
+        """看一块候选；`candidates` (B, D)，`start` 是第一行的行号。"""
+        c = self._prepare(candidates)
+        scores = np.square(c).sum(axis=1) - 2.0 * (self._queries @ c.T)  # (Q, B)
+        own = self._own - start
+        here = np.flatnonzero((own >= 0) & (own < len(c)))
+        scores[here, own[here]] = np.inf
+        better = scores < self._scores.max(axis=1)[:, None]  # 看过几块之后，几乎全是 False
+        for q in np.flatnonzero(better.any(axis=1)):
+            new = np.flatnonzero(better[q])
+            every = np.concatenate([self._scores[q], scores[q, new]])
+            keep = np.argsort(every, kind="stable")[: len(self._scores[q])]
+            width = len(self._scores[q])
+            self._rows[q] = np.concatenate([self._rows[q], start + new])[keep]
+            fresh = keep >= width
+            vectors = self._vectors[q][np.where(fresh, 0, keep)]
+            vectors[fresh] = candidates[new[keep[fresh] - width]]
+            self._vectors[q], self._scores[q] = vectors, every[keep]
+
+    def result(self) -> np.ndarray:
+        """(Q, M) int64 行号，由近到远。
+
+        Raises:
+            ValueError: 看过的候选不够 M 个。
+        """
+        if bool((self._rows >= 0).sum(axis=1).min() < self._count):
+            raise ValueError(f"num_neighbours={self._count} needs more rows than were seen")
+        found = np.empty((len(self._queries), self._count), dtype=np.int64)
+        for q, query in enumerate(self._queries):
+            rows = self._rows[q]
+            distances = np.square(self._prepare(self._vectors[q]) - query).sum(axis=1)
+            distances[rows < 0] = np.inf
+            found[q] = rows[np.lexsort((rows, distances))[: self._count]]
+        return found
+
+    def _prepare(self, vectors: np.ndarray) -> np.ndarray:
+        """float64；按余弦时化成单位长，零向量仍是零。"""
+        x = np.ascontiguousarray(vectors, dtype=np.float64)
+        if not self._unit:
+            return x
+        norms = np.sqrt(np.square(x).sum(axis=1, keepdims=True))
+        return x / np.where(norms > 0, norms, 1.0)

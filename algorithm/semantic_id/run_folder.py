@@ -9,6 +9,7 @@ __all__ = ["check_demo_folder", "check_run_folder", "remove_traces"]
 
 # 训练目录里我们写的名字；--overwrite 只敢动只含这些的目录
 _RUN_NAMES = {"config.json", "model.safetensors", "README.md", "metrics.jsonl", "checkpoints"}
+_RUN_NAMES |= {"tensorboard", "evaluation"}  # 训练曲线；`semid evaluate --output my-model/evaluation`
 _RUN_MARKS = ("config.json", "metrics.jsonl", "checkpoints")
 _DEMO_NAMES = {"model", "catalog", "demo.json"}
 

@@ -4,7 +4,8 @@
 的 epoch 冻结码本、训练特征网络。留出误差最低的状态胜出，所以网络只有确实比恒等更好时才会留下。uniform 起步时先用 EMA 与
 死码字复活过一半的 epoch。轮数、编码的束宽由 `TrainerConfig.effort` 这一个旋钮定。
 
-谁可以写：训练器写模型；`output_dir` 里 metrics.jsonl 与 checkpoints/ 随训练更新，模型文件最后才写。
+谁可以写：训练器写模型；`output_dir` 里 metrics.jsonl、checkpoints/（与装了 semid[track] 时的 tensorboard/）随训练更新，
+模型文件最后才写。
 同样的种子、数据次序、批大小、线程数与版本，得到同样的字节；`kill -9` 之后续训也一样。
 """
 
@@ -34,6 +35,7 @@ from .judge import judge
 from .optimizer_state import load_optimizer_, optimizer_tensors
 from .progress import Progress
 from .refine import Refiner
+from .tracking import EventLog
 from .training_rows import TrainingRows
 from .vectors import VectorSource, open_vectors
 
@@ -184,15 +186,21 @@ class _Run:
         self.refiner = Refiner(encoder.rq_vae)
         self._latents: torch.Tensor | None = None
         self.phases: List[str] = []
+        self.events = EventLog(None)
 
     def run(self, *, resume: bool, reinit: bool) -> Dict[str, Any]:
         """从头或从断点跑完，返回测得的数字。"""
-        if not (resume and self._restore()):
-            self._start(reinit)
-        while self.epoch < self.num_epochs:
-            self.epoch += 1
-            self._train_epoch()
-            self._finish_epoch()
+        restored = resume and self._restore()
+        self.events = EventLog(self.folder, self.epoch + 1 if restored else 0)
+        try:
+            if not restored:
+                self._start(reinit)
+            while self.epoch < self.num_epochs:
+                self.epoch += 1
+                self._train_epoch()
+                self._finish_epoch()
+        finally:
+            self.events.close()
         self.encoder.load_state_dict(self.best["state"])
         self.encoder.training_figures = self._figures()
         return self.encoder.training_figures
@@ -264,6 +272,7 @@ class _Run:
             self.best = {"key": key, "epoch": self.epoch, "state": state}
         if self.folder is not None:
             self._checkpoint(self.folder)
+        self.events.write(self.history[-1])
 
     def _new_optimizer(self) -> torch.optim.Adam:
         """只优化特征网络；有物品对时编码网络已按行为训好，只优化解码网络，免得又被拉回内容。"""

@@ -1,15 +1,17 @@
 """体检：把评估数字变成人话，每条说清现象、原因、办法。
 
-只认 `evaluate` 返回的字典；纯函数，不读文件，不 import 模型。
+只认评估得到的字典；纯函数，不读文件，不 import 模型。字典里没有的数字就不判，有而没有问题的给一条 ok。
 门槛写在这里并说明来由；它们是「值得看一眼」的线，不是标准。
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, List, Mapping, NamedTuple
+from typing import Any, Iterator, List, Mapping, NamedTuple
 
-__all__ = ["Verdict", "judge_health"]
+from .verdict_sentences import SENTENCES
+
+__all__ = ["Verdict", "judge_health", "problems"]
 
 # 利用率低于「随机均匀使用时的期望」的一半，说明不是样本少，而是码字死了
 _UTILIZATION_SHARE = 0.5
@@ -21,6 +23,24 @@ _COLLISION_RATE = 0.1
 _RELATIVE_MSE = 0.8
 # 比训练时差四分之一以上：这批数据与训练数据不是一回事
 _DRIFT = 1.25
+# 有效码字不到可用码字的 5%：几乎塌缩成一个小码本
+_PERPLEXITY_COLLAPSED = 0.05
+# 三成以上的物品要靠去重位：ID 已经认不出物品
+_COLLISION_BAD = 0.3
+# 一层只再消掉剩余误差的 2% 以下：这一层几乎白占一个词
+_LEVEL_GAIN = 0.02
+# 冲突的物品里一半以上是逐字节相同的特征：不是码本的错
+_DUPLICATE_SHARE = 0.5
+# 邻居共享 L1 的占比不到随机的 1.5 倍（坏）、3 倍（看一眼）
+_NEIGHBOUR_LIFT = (1.5, 3.0)
+# L1 的标签纯度比打乱标签的高不到 0.05
+_PURITY_GAIN = 0.05
+# 一起消费的物品共享 L1 的提升度：1 是没有关系
+_BEHAVIOUR_LIFT = (1.1, 1.5)
+# 没见过的物品误差是见过的多少倍
+_GENERALISATION = (1.25, 2.0)
+# 重建向量留住的命中率不到原特征的七成
+_HIT_RATE_KEPT = 0.7
 
 
 class Verdict(NamedTuple):
@@ -28,93 +48,160 @@ class Verdict(NamedTuple):
 
     Attributes:
         code: 稳定的英文代号，写进 JSON。
+        severity: ok、watch（值得看一眼）或 bad（先修它）。
         zh: 中文一句话：现象、原因、办法。
         en: 英文一句话。
+        metric: 根据哪个指标，`evaluation_legend.py` 里的键。
     """
 
     code: str
+    severity: str
     zh: str
     en: str
+    metric: str
+
+
+def problems(verdicts: List[Verdict]) -> List[Verdict]:
+    """去掉 ok 的。"""
+    return [verdict for verdict in verdicts if verdict.severity != "ok"]
 
 
 def judge_health(figures: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> List[Verdict]:
-    """给出值得处理的问题；没有问题时为空列表。
+    """每组量到的指标一条以上的结论：有问题的说原因与办法，没问题的也说一声。
 
     Args:
-        figures: `evaluate` 的返回值。
+        figures: `evaluate` 的返回值，可以带着语义、行为、泛化与物品表的数字。
         training: 训练时的数字（`model.training_figures`），用来判断数据是否漂移；None 则不判断。
 
     Returns:
-        先逐层、再整体的结论。
+        按使用、冲突、误差、层次、行为、泛化的次序。
     """
     out: List[Verdict] = []
-    for level, size in enumerate(figures["codebook_sizes"]):
-        values = {
-            "level": level + 1,
-            "size": size,
-            "rows": figures["num_items"],
-            "used": figures["utilization"][level],
-            "effective": figures["perplexity"][level],
-        }
-        code = _level_problem(**values)
-        out += [_say(code, **values)] if code else []
-    if figures["collision_rate"] > _COLLISION_RATE:
-        out.append(_say("collisions_high", rate=figures["collision_rate"], most=figures["max_collision"]))
-    relative, trained = figures["relative_mse"], (training or {}).get("holdout_relative_mse")
-    if relative is not None and relative > _RELATIVE_MSE:
-        out.append(_say("error_high", relative=relative))
-    if relative is not None and trained and relative > _DRIFT * trained:
-        out.append(_say("drift", relative=relative, trained=trained))
+    for metric, judge in _JUDGES.items():
+        found = list(judge(figures, training or {}))
+        if found or judge in _SILENT or metric not in figures or figures[metric] is None:
+            out += found
+        else:
+            out.append(_say(f"{metric}_ok", metric, "ok", **_ok_values(figures, metric)))
     return out
 
 
-def _level_problem(level: int, size: int, rows: int, used: float, effective: float) -> str | None:
-    """一层最根本的问题：先看够不够样本，再看死码字，再看是否扎堆。"""
-    if rows < size:
-        return "fewer_items_than_codewords"
-    expected = 1.0 - math.exp(-rows / size)  # rows 个球随机投进 size 个桶，非空桶的期望比例
-    if used < _UTILIZATION_SHARE * expected:
-        return "utilization_low"
-    return "perplexity_low" if effective < _PERPLEXITY_SHARE * size else None
+def _usage(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    """逐层：先看够不够样本，再看死码字，再看是否扎堆。"""
+    for level, size in enumerate(figures["codebook_sizes"]):
+        rows, used = figures["num_items"], figures["utilization"][level]
+        values = {"level": level + 1, "size": size, "rows": rows, "used": used}
+        values["effective"] = figures["perplexity"][level]
+        expected = 1.0 - math.exp(-rows / size)  # rows 个球随机投进 size 个桶，非空桶的期望比例
+        if rows < size:
+            yield _say("fewer_items_than_codewords", "utilization", "watch", **values)
+        elif used < _UTILIZATION_SHARE * expected:
+            yield _say("utilization_low", "utilization", "bad", **values)
+        elif values["effective"] < _PERPLEXITY_SHARE * size:
+            severity = "bad" if values["effective"] < _PERPLEXITY_COLLAPSED * size else "watch"
+            yield _say("perplexity_low", "perplexity", severity, **values)
 
 
-def _say(code: str, **values: Any) -> Verdict:
-    """填好两种语言的句子。"""
-    zh, en = _SENTENCES[code]
-    return Verdict(code, zh.format(**values), en.format(**values))
+def _collisions(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    rate = figures["collision_rate"]
+    if rate > _COLLISION_RATE:
+        severity = "bad" if rate > _COLLISION_BAD else "watch"
+        duplicates = figures.get("duplicate_rate", 0.0)
+        if duplicates > _DUPLICATE_SHARE * rate:
+            yield _say("duplicates", "duplicate_rate", severity, rate=rate, duplicates=duplicates)
+        else:
+            yield _say("collisions_high", "collision_rate", severity, rate=rate, most=figures["max_collision"])
 
 
-_SENTENCES = {
-    "fewer_items_than_codewords": (
-        "L{level} 有 {size} 个码字，却只有 {rows} 个物品，利用率与困惑度不说明问题。用更小的码本，或在更多物品上评估。",
-        "L{level} has {size} codewords but there are only {rows} items, so its utilization says little. Use a smaller "
-        "codebook or evaluate on more items.",
-    ),
-    "utilization_low": (
-        "L{level} 只用到 {used:.1%} 的码字，其余是死码字，常见于均匀初始化后训练太短。"
-        "用 --init kmeans 重新训练，或减小这一层。",
-        "L{level} uses only {used:.1%} of its codewords; the rest are dead, as after uniform init and little training. "
-        "Train again with --init kmeans, or shrink this level.",
-    ),
-    "perplexity_low": (
-        "L{level} 的困惑度只有 {effective:.0f}，而码字有 {size} 个：少数码字吃掉了大多数物品。"
-        "用 --init kmeans 重新训练，或减小这一层。",
-        "L{level} has perplexity {effective:.0f} of {size}: a few hub codewords take most items. Train again with "
-        "--init kmeans, or shrink this level.",
-    ),
-    "collisions_high": (
-        "冲突率 {rate:.1%}：不同物品挤在同一个 ID 上，最多 {most} 个。加一层、加大最后一层码本，或检查有无重复的特征。",
-        "collision rate {rate:.1%}: up to {most} items share one ID. Add a level, enlarge the last codebook, or look "
-        "for duplicate vectors.",
-    ),
-    "error_high": (
-        "相对误差 {relative:.2f}，接近「全猜均值」的 1：ID 里信息很少。加大码本，或确认特征与训练时出自同一个模型。",
-        "relative error {relative:.2f}, close to the 1 of guessing the mean: the IDs carry little information. Use "
-        "larger codebooks, or check that the features come from the same model as in training.",
-    ),
-    "drift": (
-        "相对误差 {relative:.2f}，训练时的留出行只有 {trained:.2f}：这批数据与训练数据分布不同。用新数据重新训练。",
-        "relative error {relative:.2f} against {trained:.2f} on held-back rows in training: this data is distributed "
-        "differently. Train again on recent data.",
-    ),
+def _assignment(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    rate = figures.get("assigned_collision_rate")
+    if rate:
+        yield _say("catalog_not_unique", "assigned_collision_rate", "bad", rate=rate)
+    missing = figures.get("num_not_in_catalog")
+    if missing:
+        yield _say("catalog_incomplete", "num_not_in_catalog", "watch", missing=missing, rows=figures["num_items"])
+
+
+def _error(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    relative, trained = figures["relative_mse"], training.get("holdout_relative_mse")
+    if relative is not None and relative > _RELATIVE_MSE:
+        yield _say("error_high", "relative_mse", "bad", relative=relative)
+    if relative is not None and trained and relative > _DRIFT * trained:
+        yield _say("drift", "relative_mse", "watch", relative=relative, trained=trained)
+
+
+def _levels(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    errors = figures.get("level_relative_mse") or []
+    for level in range(1, len(errors)):
+        gain = 1.0 - errors[level] / errors[level - 1] if errors[level - 1] > 0 else 0.0
+        if gain < _LEVEL_GAIN:
+            yield _say("level_idle", "level_relative_mse", "watch", level=level + 1, gain=gain)
+
+
+def _hierarchy(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    share, chance = figures.get("neighbour_share"), figures.get("prefix_chance")
+    # 随机水平三成以上时倍数没有意义：只有几个 L1 前缀
+    if share and chance and 0 < chance[0] < 0.3 and share[0] < _NEIGHBOUR_LIFT[1] * chance[0]:
+        severity = "bad" if share[0] < _NEIGHBOUR_LIFT[0] * chance[0] else "watch"
+        yield _say("hierarchy_weak", "neighbour_share", severity, share=share[0], chance=chance[0])
+
+
+def _labels(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    purity, chance = figures.get("label_purity"), figures.get("label_purity_chance")
+    if purity and chance and purity[0] < chance[0] + _PURITY_GAIN and figures["num_labels"] > 1:
+        yield _say("labels_ignored", "label_purity", "watch", purity=purity[0], chance=chance[0])
+
+
+def _behaviour(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    lift = (figures.get("co_consumption_lift") or [None])[0]
+    if lift is not None and lift < _BEHAVIOUR_LIFT[1]:
+        severity = "bad" if lift < _BEHAVIOUR_LIFT[0] else "watch"
+        yield _say("behaviour_weak", "co_consumption_lift", severity, lift=lift)
+
+
+def _hit_rate(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    raw, kept = figures.get("embedding_hit_rate_10"), figures.get("reconstruction_hit_rate_10")
+    if raw is None:
+        return
+    if raw < 2 * figures["embedding_hit_rate_10_chance"]:
+        yield _say("features_without_behaviour", "embedding_hit_rate_10", "watch", raw=raw)
+    elif kept is not None and kept < _HIT_RATE_KEPT * raw:
+        yield _say("hit_rate_lost", "reconstruction_hit_rate_10", "watch", raw=raw, kept=kept)
+
+
+def _generalisation(figures: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Verdict]:
+    ratio = figures.get("generalisation_ratio")
+    if ratio is not None and ratio > _GENERALISATION[0]:
+        severity = "bad" if ratio > _GENERALISATION[1] else "watch"
+        seen, unseen = figures["relative_mse"], figures["unseen_relative_mse"]
+        yield _say("generalisation_gap", "generalisation_ratio", severity, ratio=ratio, seen=seen, unseen=unseen)
+
+
+# 指标（没有问题时 ok 那一条归在它名下）→ 谁来判
+_JUDGES = {
+    "perplexity": _usage,
+    "collision_rate": _collisions,
+    "assigned_collision_rate": _assignment,
+    "relative_mse": _error,
+    "level_relative_mse": _levels,
+    "neighbour_share": _hierarchy,
+    "label_purity": _labels,
+    "co_consumption_lift": _behaviour,
+    "embedding_hit_rate_10": _hit_rate,
+    "generalisation_ratio": _generalisation,
 }
+_SILENT = (_levels,)  # 没有问题时不值一提
+
+
+def _ok_values(figures: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
+    """Ok 的句子要引用的数字：逐层的只取第一层；随机水平在旁边。"""
+    value = figures[metric]
+    first = value[0] if isinstance(value, list) else value
+    chance = figures.get({"neighbour_share": "prefix_chance"}.get(metric, metric + "_chance"))
+    return {"value": first, "chance": chance[0] if isinstance(chance, list) else chance}
+
+
+def _say(code: str, metric: str, severity: str, **values: Any) -> Verdict:
+    """填好两种语言的句子。"""
+    zh, en = SENTENCES[code]
+    return Verdict(code, severity, zh.format(**values), en.format(**values), metric)

@@ -29,7 +29,10 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "metrics": ("", "numpy"),
     "neighbours": ("", "numpy"),
     "metrics_meaning": ("metrics neighbours", "numpy"),
-    "verdicts": ("", ""),
+    "verdict_sentences": ("", ""),
+    "verdicts": ("verdict_sentences", ""),
+    "evaluation_legend": ("", ""),
+    "metrics_behaviour": ("metrics neighbours", "numpy"),
     "progress": ("", "rich"),
     "exact_linear": ("", "torch"),
     # 特征来源：一楼训练要读，二楼编码也要读，所以在两者之下（决定 0002）
@@ -59,13 +62,23 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "epochs": ("config metrics progress refine rq_vae", "numpy torch"),
     "behaviour": ("progress vectors", "numpy pyarrow torch"),
     "initialize": ("behaviour config encoder kmeans progress training_rows", "torch"),
+    "tracking": ("", "torch"),
     "trainer": (
         "behaviour checkpoint codebook config durable encoder epochs initialize judge optimizer_state progress refine"
-        " training_rows vectors",
+        " tracking training_rows vectors",
         "numpy torch",
     ),
     # 二楼：物品。只认 interfaces 里的协议，不认模型
-    "evaluation": ("interfaces metrics vectors", "numpy torch"),
+    "evaluation_folder": ("durable", "pyarrow"),
+    "additive_means": ("vectors", "numpy"),
+    "prefix_means": ("metrics_meaning vectors", "numpy"),
+    "evaluation": (
+        "interfaces additive_means metrics metrics_behaviour metrics_meaning neighbours prefix_means vectors",
+        "numpy torch",
+    ),
+    "evaluation_inputs": ("vectors vectors_npy", "numpy pyarrow"),
+    "evaluation_tables": ("evaluation_folder metrics_meaning neighbours", "numpy pyarrow"),
+    "advise": ("kmeans neighbours search vectors", "numpy torch"),
     "catalog.manifest": ("durable", ""),
     "catalog.packing": ("", "numpy pyarrow"),
     "catalog.external_sort": ("", "numpy pyarrow"),
@@ -136,10 +149,16 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "showcase": ("metrics", "numpy"),
     "run_folder": ("", ""),
     # 命令行背后的动作：唯一同时认识两层楼的房间，把模型交给物品表
+    "model_loading": ("encoder", "torch"),
+    "commands_evaluate": (
+        "__init__ additive_means advise catalog catalog.manifest encoder evaluation evaluation_folder evaluation_inputs"
+        " evaluation_legend evaluation_tables metrics metrics_meaning model_loading progress vectors verdicts",
+        "numpy pyarrow",
+    ),
     "commands": (
-        "__init__ config durable verdicts progress vectors encoder trainer evaluation catalog"
+        "__init__ commands_evaluate config durable progress vectors encoder trainer catalog model_loading"
         " catalog.assign catalog.encode catalog.encode_ray catalog.parts decoding.tokenizer_folder showcase run_folder",
-        "pyarrow torch",
+        "pyarrow",
     ),
     # faiss 只在这一间房里导入
     "faiss_model": ("config encoder", "numpy torch faiss"),

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -229,7 +230,7 @@ def test_model_and_feature_doors(room, tmp_path, capsys):
 def test_a_damaged_model_is_refused(room, tmp_path, capsys):
     folder = tmp_path / "m"
     folder.mkdir()
-    for path in (room / "model").iterdir():
+    for path in filter(Path.is_file, (room / "model").iterdir()):  # tensorboard/ 是目录
         (folder / path.name).write_bytes(path.read_bytes())
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-3] ^= 4

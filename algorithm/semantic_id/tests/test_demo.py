@@ -11,7 +11,7 @@ import pytest
 
 from algorithm.semantic_id import cli, cli_text, showcase
 from algorithm.semantic_id.run_folder import check_demo_folder
-from algorithm.semantic_id.verdicts import judge_health
+from algorithm.semantic_id.verdicts import judge_health, problems
 
 HEALTHY = {
     "num_items": 1000,
@@ -51,7 +51,7 @@ def test_similar_items_share_prefixes(demo):
     assert min(result["utilization"]) > 0.9
     assert result["collision_rate"] < 0.1
     assert result["relative_mse"] < 0.65
-    assert result["verdicts"] == []
+    assert [verdict for verdict in result["verdicts"] if verdict["severity"] != "ok"] == []
 
 
 def test_demo_shows_titles_in_both_languages(demo, capsys):
@@ -109,7 +109,9 @@ def test_prefix_agreement_by_hand_and_by_brute_force():
 
 
 def test_no_verdict_on_a_healthy_model():
-    assert judge_health(HEALTHY, {"holdout_relative_mse": 0.5}) == []
+    verdicts = judge_health(HEALTHY, {"holdout_relative_mse": 0.5})
+    assert problems(verdicts) == []
+    assert [verdict.metric for verdict in verdicts] == ["perplexity", "collision_rate", "relative_mse"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_no_verdict_on_a_healthy_model():
     ],
 )
 def test_each_verdict_can_be_provoked(changes, training, code, number):
-    (verdict,) = judge_health({**HEALTHY, **changes}, training)
+    (verdict,) = problems(judge_health({**HEALTHY, **changes}, training))
     assert verdict.code == code
     assert number in verdict.zh
     assert number in verdict.en
@@ -132,8 +134,8 @@ def test_each_verdict_can_be_provoked(changes, training, code, number):
 
 def test_small_samples_are_not_blamed_on_the_codebook():
     # 64 个物品随机落进 32 个码字，期望用到 86%；用到 50% 不算死码字
-    assert judge_health({**HEALTHY, "num_items": 64, "utilization": [1.0, 0.5]}, None) == []
+    assert problems(judge_health({**HEALTHY, "num_items": 64, "utilization": [1.0, 0.5]}, None)) == []
 
 
 def test_undefined_error_gives_no_verdict():
-    assert judge_health({**HEALTHY, "relative_mse": None}, {"holdout_relative_mse": 0.1}) == []
+    assert problems(judge_health({**HEALTHY, "relative_mse": None}, {"holdout_relative_mse": 0.1})) == []
