@@ -9,7 +9,8 @@
 #   make bench-decode  受约束解码的一步与建树，与 STATIC 的做法、marisa-trie、字典对照
 #   make bench-evaluate 评估一百万物品的时间与内存（ARGS="--rows 1000000"）
 #   make bench-core    默认配方的质量与时间，与 faiss 残差 k-means 对照（ARGS="--features x.npy"）
-#   make bench-catalog 唯一 ID 的代价、一千万物品、查找（ARGS="--rows 10000000"）
+#   make bench-catalog 唯一 ID 的代价、迁移、规模与查找（ARGS="--rows 10000000"）
+#   make bench-downstream 同一个生成式推荐模型换上各家的 ID，看推荐得准不准；可续跑（ARGS="--report"）
 # 换解释器：make PYTHON=python3.12 test。给命令加参数：make test ARGS="-k codebook"。
 
 PYTHON ?= python3
@@ -20,10 +21,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 # 这些文件变了就重装；pip 只补差额，所以通常几秒
 INPUTS := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard algorithm/semantic_id/*.cpp)
 
-.PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-catalog clean
+.PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-catalog bench-downstream clean
 
 help:
-	@sed -n '2,12s/^#   //p' Makefile
+	@sed -n '2,13s/^#   //p' Makefile
 
 demo: $(VENV)/.installed
 	@$(BIN)/semid demo $(ARGS)
@@ -36,7 +37,7 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
-bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-catalog: $(VENV)/.installed-bench
+bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-catalog bench-downstream: $(VENV)/.installed-bench
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
 
 clean:

@@ -1,13 +1,14 @@
 """物品表：唯一 ID 的代价（真实数据），一千万物品的时间与内存（生成的编码），查找的速度。
 
+    python benchmarks/bench_catalog.py                                              # 规模，一百万个生成的物品
+    python benchmarks/bench_catalog.py --rows 10000000                              # 一千万个
     python benchmarks/bench_catalog.py --model my-model --features vectors.npy      # 去重的代价，与同类做法并排
-    python benchmarks/bench_catalog.py --rows 10000000                              # 规模
-    python benchmarks/bench_catalog.py --model … --features … --rows 10000000 --output benchmarks/results/catalog.md
+    python benchmarks/bench_catalog.py --model … --features … --retrained model-2   # 另加迁移：换种子重新训练的模型
 
 规模部分**不跑真的模型**：编码一千万行 256 维会淹没要量的东西（排序、去重、分片、索引、落盘）。特征是生成的 4 维
 (l1, l2, p, 余量)，「模型」只取整；冲突有两种来源：热门前缀里 p 相近的物品，与百分之二完全重复的物品。所以这里的数字
-是物品表自己的开销，编码的速度见 bench_encode.py。每个策略在单独的进程里跑，内存是该进程的峰值 RSS，含映射的索引页
-与 torch 自身；查找在建表的同一个进程里量。最热的前缀约有 0.4 % 的物品，
+是物品表自己的开销，编码的速度见 bench_encode.py。每个策略在单独的进程里跑，内存是该进程（与它的子进程）的峰值 RSS，
+含映射的索引页与 torch 自身；查找在建表的同一个进程里量，一百万次随机查询一次给出。最热的前缀约有 0.4 % 的物品，
 一千万时四万个，多过 L3 的 16,384 个码，所以这份数据不能只换 L3，规模部分没有 `prefix_price=inf`。
 
 同类的做法（逐行贪心）：先到的留着，后到的在自己的前缀里挪到最近的、还没用过的 L3。它有两个版本：「不管别人」会占掉后
@@ -29,98 +30,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from generated_items import GeneratedItems, GeneratedModel
+from stopwatch import Stopwatch
 
 from algorithm.semantic_id import SemanticIDEncoder
 from algorithm.semantic_id.catalog import Catalog, encode_catalog
+from algorithm.semantic_id.catalog.migrate import align_codes
 from algorithm.semantic_id.catalog.parts import codes_of
-from algorithm.semantic_id.vectors import Block, VectorSource, open_vectors
+from algorithm.semantic_id.vectors import open_vectors
 
-SIZES = (1024, 4096, 16384)
-TOPICS = 1_000_000
-TWINS = 0.02
-
-
-# ---- 规模：生成的来源与模型 ----
-
-
-class GeneratedItems(VectorSource):
-    """第 i 块由种子 i 生成，可以从任何一行读起；编号是打乱的整数或字符串。"""
-
-    dim, has_ids, _step = 4, True, 1 << 16
-
-    def __init__(self, num_rows: int, text: bool) -> None:
-        self.num_rows, self._text = num_rows, text
-        self.description = f"generated ({num_rows} x 4, {'string' if text else 'int64'} ids)"
-        self.stamp = self.description
-
-    def _ids(self, start: int, stop: int) -> pa.Array:
-        # 奇数乘法模 2⁴⁰ 是一一对应，所以编号不重复，而次序全乱
-        ids = (np.arange(start, stop, dtype=np.int64) * 0x9E3779B97) & ((1 << 40) - 1)
-        return pa.array(ids) if not self._text else pa.array(np.char.mod("item-%013d", ids))
-
-    def id_blocks(self, block_rows: int = 65536) -> Iterator[pa.Array]:
-        for start in range(0, self.num_rows, block_rows):
-            yield self._ids(start, min(start + block_rows, self.num_rows))
-
-    def _rows(self, number: int) -> np.ndarray:
-        rng = np.random.default_rng(number)
-        topic = (TOPICS * rng.random(self._step) ** 2.5).astype(np.int64)  # 热门前缀
-        mixed = (topic * 0x9E3779B1) & 0xFFFFFFFF
-        x = np.empty((self._step, 4), np.float32)
-        x[:, 0], x[:, 1] = mixed % SIZES[0], (mixed // SIZES[0]) % SIZES[1]
-        x[:, 2] = rng.random(self._step) * (SIZES[2] - 1)
-        x[:, 3] = rng.random(self._step)
-        twin = rng.random(self._step) < TWINS
-        x[twin] = x[rng.integers(0, self._step, int(twin.sum()))]
-        return x
-
-    def blocks(self, block_rows: int = 65536, start: int = 0, stop: int | None = None) -> Iterator[Block]:
-        stop = self.num_rows if stop is None else stop
-        for at in range(start, stop, block_rows):
-            end, parts = min(at + block_rows, stop), []
-            for number in range(at // self._step, (end - 1) // self._step + 1):
-                base = number * self._step
-                parts.append(self._rows(number)[max(at - base, 0) : end - base])
-            yield Block(at, self._ids(at, end), np.concatenate(parts))
-
-
-class GeneratedModel:
-    """(l1, l2, p, 余量) → (l1, l2, round p)；误差 (p − l3)² + 余量 + 4，换前缀另加一点。"""
-
-    embedding_dim, codebook_sizes, training_figures = 4, SIZES, {}
-    feature_mean = torch.zeros(4)
-
-    def fingerprint(self) -> str:
-        return "0" * 64
-
-    def encode_codes(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([x[:, 0], x[:, 1], x[:, 2].round()], dim=1).long()
-
-    def path_errors(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        last = (x[:, 2].double() - codes[:, 2]).square() + x[:, 3].double() + 4
-        return torch.stack([last + 100, last + 10, last], dim=1)
-
-    def encode_candidates(
-        self, x: torch.Tensor, num: int, prefixes: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        own = self.encode_codes(x)
-        step = torch.arange(num)
-        if prefixes is not None:
-            low = (own[:, 2:] - num // 2).clamp(0, SIZES[2] - num)
-            codes = torch.stack([*(own[:, i : i + 1].expand(-1, num) for i in (0, 1)), low + step], dim=2)
-            errors = (x[:, 2:3].double() - codes[:, :, 2]).square() + x[:, 3:4].double() + 4
-        else:
-            l2 = (own[:, 1:2] + step) % SIZES[1]
-            l3 = (own[:, 2:3] + step * 977) % SIZES[2]
-            codes = torch.stack([own[:, :1].expand(-1, num), l2, l3], dim=2)
-            errors = self.path_errors(x, own)[:, 2:] * (1 + 0.1 * step)
-        errors, order = torch.sort(errors, dim=1, stable=True)
-        return codes.gather(1, order[:, :, None].expand(-1, -1, 3)), errors
+# ---- 规模：生成的物品 ----
 
 
 def run_scale(policy: str, price: float, rows: int, text: bool, folder: Path) -> dict[str, Any]:
@@ -132,7 +56,7 @@ def run_scale(policy: str, price: float, rows: int, text: bool, folder: Path) ->
         block_rows=65536,
     )  # fmt: skip
     done |= {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-    done["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    done["peak_mb"] = peak_mb()
     done["disk_bytes"] = sum(path.stat().st_size for path in (folder / "cat").iterdir())
     done["index_bytes"] = sum(path.stat().st_size for path in (folder / "cat").glob("index-*"))
     start = time.perf_counter()
@@ -151,6 +75,11 @@ def run_scale(policy: str, price: float, rows: int, text: bool, folder: Path) ->
         start = time.process_time()
         back = catalog.items_of(ids)
         done[f"items_{label}_cpu_s"] = time.process_time() - start
+        start = time.process_time()
+        under = catalog.items_under(ids[:, :2], limit=10)
+        done[f"under_{label}_cpu_s"] = time.process_time() - start
+    done["under_items"] = len(under.values)
+    assert len(under) == len(ids)
     if policy != "none":
         assert back.equals(items)
     assert (ids >= 0).all()
@@ -159,6 +88,11 @@ def run_scale(policy: str, price: float, rows: int, text: bool, folder: Path) ->
         catalog.with_prefix((code,), limit=20)
     done["prefix_cpu_ms"] = 1000 * (time.process_time() - start) / 100
     return done
+
+
+def peak_mb() -> float:
+    """本进程与子进程的峰值 RSS 中较大的。"""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
 
 def scale_table(rows: int) -> list[str]:
@@ -171,14 +105,16 @@ def scale_table(rows: int) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     looks = [
-        "| 策略 | 编号 | 打开 s | 物品 → ID 百万次 CPU s（首次 / 再次） | ID → 物品（首次 / 再次） | 前缀 CPU ms |",
-        "|---|---|---|---|---|---|",
+        "| 策略 | 编号 | 打开 s | 物品 → ID（首次 / 再次） | ID → 物品（首次 / 再次） | 前缀 → 物品（首次 / 再次） | "
+        "单个 L1 前缀 ms |",
+        "|---|---|---|---|---|---|---|",
     ]
     for policy, price, text in jobs:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, __file__, "--child", json.dumps([policy, str(price), rows, text, folder])]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         d = json.loads(out)
+        under = d["under_items"]
         shown = policy if policy != "nearest-free" else f"nearest-free，价格 {price:g}"
         kind = "字符串" if text else "整数"
         numbers = [d.get(key, "–") for key in ("num_contenders", "num_moved", "num_prefix_changed", "num_greedy")]
@@ -189,10 +125,16 @@ def scale_table(rows: int) -> list[str]:
         )
         looks.append(
             f"| {shown} | {kind} | {d['open_s']:.3f} | {d['find_cold_cpu_s']:.2f} / {d['find_warm_cpu_s']:.2f} | "
-            f"{d['items_cold_cpu_s']:.2f} / {d['items_warm_cpu_s']:.2f} | {d['prefix_cpu_ms']:.2f} |"
+            f"{d['items_cold_cpu_s']:.2f} / {d['items_warm_cpu_s']:.2f} | "
+            f"{d['under_cold_cpu_s']:.2f} / {d['under_warm_cpu_s']:.2f} | {d['prefix_cpu_ms']:.2f} |"
         )
         print(lines[-1], looks[-1], sep="\n", file=sys.stderr, flush=True)
-    return [f"## {rows:,} 个生成的物品", "", *lines, "", *looks, ""]
+    note = [
+        "查找是一百万次的 CPU 秒；「首次」时索引刚写完，多半还在页缓存里。前缀是 (L1, L2)，每个至多取 10 个物品，"
+        f"一百万个前缀共取出 {under:,} 个；单个前缀用 `with_prefix`，取前 20 个，连 ID 一起。",
+        "",
+    ]
+    return [f"## {rows:,} 个生成的物品", "", *lines, "", *note, *looks, ""]
 
 
 # ---- 真实数据：去重的代价 ----
@@ -200,7 +142,7 @@ def scale_table(rows: int) -> list[str]:
 
 def greedy_last_level(model: SemanticIDEncoder, x: torch.Tensor, codes: np.ndarray, spare: bool) -> tuple[float, int]:
     """同类的做法：按行序，先到先得，后到的挪到本前缀里最近的空 L3；返回（新增误差之和，挪动几个）。"""
-    own = [tuple(row) for row in codes.tolist()]
+    own, last = [tuple(row) for row in codes.tolist()], model.codebook_sizes[-1]
     times: dict[tuple[int, ...], int] = {}
     for code in own:
         times[code] = times.get(code, 0) + 1
@@ -213,8 +155,8 @@ def greedy_last_level(model: SemanticIDEncoder, x: torch.Tensor, codes: np.ndarr
             used.add(code)
             continue
         prefix = torch.tensor([code[:-1]])
-        for num in (16, 256, SIZES[2]):
-            paths, errors = model.encode_candidates(x[row : row + 1], min(num, model.codebook_sizes[-1]), prefix)
+        for num in (16, 256, last):
+            paths, errors = model.encode_candidates(x[row : row + 1], min(num, last), prefix)
             free = next((i for i, p in enumerate(paths[0].tolist()) if p[0] >= 0 and tuple(p) not in used), None)
             if free is not None:
                 break
@@ -261,7 +203,7 @@ def cost_table(model_folder: Path, features: Path) -> list[str]:
             counts = " | ".join(f"{done[key]:,}" for key in ("num_contenders", "num_moved", "num_prefix_changed"))
             lines.append(
                 f"| nearest-free，价格 {price:g} | {rate(codes):.4f} | {counts} | {lost} | "
-                f"{1e6 * done['added_mse']:.3f} | {share:.2%} | {greedy:,} | +{cpu - raw_time:.0f} |"
+                f"{1e6 * done['added_mse']:.3f} | {share:.2%} | {greedy:,} | +{max(cpu - raw_time, 0):.0f} |"
             )
             print(lines[-1], file=sys.stderr, flush=True)
             shutil.rmtree(target)
@@ -270,9 +212,46 @@ def cost_table(model_folder: Path, features: Path) -> list[str]:
         cpu = time.process_time() - cpu
         lines.append(
             f"| suffix（最大 {done['max_suffix']}） | 0 | {done['num_contenders']:,} | 0 | 0 | 0 | 0 | 0 | 0 | "
-            f"+{cpu - raw_time:.0f} |"
+            f"+{max(cpu - raw_time, 0):.0f} |"
         )
     return [f"## 去重的代价：{source.description}", "", *lines, ""]
+
+
+# ---- 真实数据：换模型 ----
+
+
+def migrate_table(before: Path, after: Path, features: Path) -> list[str]:
+    """换一个种子重新训练之后，多少物品保得住编码；对齐之前、之后，各层累计。"""
+    old_model, new_model = (SemanticIDEncoder.from_pretrained(folder) for folder in (before, after))
+    source = open_vectors(features)
+    blocks = [torch.from_numpy(block.vectors) for block in source.blocks(16384)]
+    old, new = (np.concatenate([model.encode_codes(x).numpy() for x in blocks]) for model in (old_model, new_model))
+    del blocks
+    cpu = time.process_time()
+    labels = align_codes(old, new, old_model.codebook_sizes)
+    cpu = time.process_time() - cpu
+    grown = Stopwatch().extra_megabytes(align_codes, old, new, old_model.codebook_sizes)
+    renamed = np.stack([label[new[:, i]] for i, label in enumerate(labels)], axis=1)
+    lines = ["| 保住的物品 | L1 | L1, L2 | L1, L2, L3 |", "|---|---|---|---|"]
+    for name, codes in (("对齐之前", new), ("对齐之后", renamed)):
+        same = np.cumprod(codes == old, axis=1).mean(axis=0)
+        lines.append(f"| {name} | {' | '.join(f'{share:.4%}' for share in same)} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    sizes = "/".join(map(str, old_model.codebook_sizes))
+    lines += [
+        "",
+        f"逐层对齐（{sizes}，精确的指派）共 {cpu:.1f} CPU 秒，内存峰值增加 {grown or 0:.0f} MB。"
+        "上界：把每个新的 L1 码字改叫它的物品里最常见的旧编号（几个新码字可以同名，所以不是一一对应），"
+        f"也只保住 {top_share(old[:, 0], new[:, 0]):.2%}。",
+    ]
+    return [f"## 换模型：{source.description}，种子不同", "", *lines, ""]
+
+
+def top_share(old: np.ndarray, new: np.ndarray) -> float:
+    """一层 (N,)：每个新编号的物品里最常见的旧编号占多少；任何重新编号都超不过它。"""
+    pairs, count = np.unique(np.stack([new, old]), axis=1, return_counts=True)
+    start = np.flatnonzero(np.diff(pairs[0], prepend=-1))
+    return float(np.maximum.reduceat(count, start).sum() / len(old))
 
 
 def rate(codes: np.ndarray) -> float:
@@ -290,7 +269,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path)
     parser.add_argument("--features", type=Path)
-    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--retrained", type=Path)
+    parser.add_argument("--rows", type=int, help="default: 1,000,000 unless --model is given")
     parser.add_argument("--hardware", default=platform.processor() or platform.machine())
     parser.add_argument("--output", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -299,11 +279,13 @@ def main() -> None:
         policy, price, rows, text, folder = json.loads(options.child)
         print(json.dumps(run_scale(policy, float(price), rows, text, Path(folder))))
         return
+    if options.rows is None:
+        options.rows = 0 if options.model else 1_000_000
     torch.set_num_threads(1)
     versions = f"torch {torch.__version__}，numpy {np.__version__}，pyarrow {pa.__version__}"
     shown = " ".join(f"--{key} {value}" for key, value in [
         ("model", options.model and options.model.name), ("features", options.features and options.features.name),
-        ("rows", options.rows),
+        ("retrained", options.retrained and options.retrained.name), ("rows", options.rows),
     ] if value)  # fmt: skip
     lines = [
         "# 物品表：去重的代价、一千万物品、查找", "",
@@ -314,6 +296,8 @@ def main() -> None:
     ]  # fmt: skip
     if options.model and options.features:
         lines += cost_table(options.model, options.features)
+    if options.model and options.features and options.retrained:
+        lines += migrate_table(options.model, options.retrained, options.features)
     if options.rows:
         lines += scale_table(options.rows)
     report = "\n".join(lines)

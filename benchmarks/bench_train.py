@@ -237,15 +237,18 @@ def report(args: argparse.Namespace, x: torch.Tensor, tables: list[str], watch: 
     except ImportError:
         pass
     source = Path(args.features).name if args.features else "内置生成器"
+    measured = [f"一步训练交错 {args.rounds} 轮"] if args.batch_sizes else []
+    if args.sizes:
+        measured.append(f"k-means {args.kmeans_rounds} 轮、每轮换种子，`kmeans_iterations={args.kmeans_iterations}`")
     lines = [
         "# 训练速度",
         "",
         f"- 日期：{datetime.date.today()}；硬件：{args.hardware or watch.hardware()}，{os.cpu_count()} 核",
         f"- {'前后同步的墙上时间' if watch.is_cuda else '一个线程，CPU 时间'}，中位数",
-        f"- 一步训练交错 {args.rounds} 轮，k-means {args.kmeans_rounds} 轮、每轮换种子",
+        f"- {'；'.join(measured)}",
         f"- 版本：{versions}",
         f"- 矩阵乘积内核：{kernel_names()}",
-        f"- 数据：{source}，{len(x)} 行 × {x.shape[1]} 维；`kmeans_iterations={args.kmeans_iterations}`",
+        f"- 数据：{source}，{len(x)} 行 × {x.shape[1]} 维",
         f"- 命令：`{command_line(args)}`",
         "",
     ]

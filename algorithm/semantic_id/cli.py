@@ -17,7 +17,7 @@ from typing import Annotated, Any, Callable, Dict, Sequence
 
 import typer
 
-from . import __version__, cli_catalog, cli_evaluate, cli_report, cli_text
+from . import __version__, cli_catalog, cli_evaluate, cli_report, cli_text, cli_text_catalog
 from .cli_errors import interrupted, report
 from .cli_language import both, localized, take_lang
 from .cli_options import (
@@ -211,7 +211,7 @@ def encode(
         vector_column=vector_column,
         progress=show,
     )
-    _emit(context, result, cli_text.show_written, json_, quiet)
+    _emit(context, result, cli_text_catalog.show_encoded, json_, quiet)
 
 
 @app.command(help=both("从编码重建特征向量（float32 .npy）。", "Rebuild vectors from codes (float32 .npy)."))

@@ -10,7 +10,7 @@ from rich.table import Table
 from .cli_language import both, pick
 from .cli_text import facts, new_console, show_written
 
-__all__ = ["show_drift", "show_import", "show_lookup", "show_migrate", "show_update", "show_written"]
+__all__ = ["show_drift", "show_encoded", "show_import", "show_lookup", "show_migrate", "show_update", "show_written"]
 
 
 def show_lookup(result: Dict[str, Any], lang: str) -> None:
@@ -22,10 +22,31 @@ def show_lookup(result: Dict[str, Any], lang: str) -> None:
         codes = ["–"] * len(result["columns"]) if row["id"] is None else list(map(str, row["id"]))
         table.add_row(escape(str(row["item_id"])), *codes)
     out = new_console()
+    if not result["rows"]:
+        out.print(pick(both("没有这样的物品", "no such item"), lang))
+        return
     out.print(table)
     if result["num_items"] > len(result["rows"]):
         more = both("共 {n} 个物品，只列出 {k} 个（--limit）", "{k} of {n} items (--limit)")
         out.print(pick(more, lang).format(n=result["num_items"], k=len(result["rows"])))
+
+
+def show_encoded(result: Dict[str, Any], lang: str) -> None:
+    """`encode` 的摘要：一行写在哪里，去重时再加一行它的代价。"""
+    show_written(result, lang)
+    if result["unique"] == "suffix":
+        text = both("同码的物品 {n}，去重位最大 {m}", "{n} items share codes; largest suffix {m}")
+        values = {"n": f"{result['num_contenders']:,}", "m": result["max_suffix"]}
+    elif result["unique"] == "nearest-free":
+        text = both(
+            "同码的物品 {n}，挪动 {m}（其中换前缀 {p}，贪心安置 {g}），MSE 增加 {e:.3g}",
+            "{n} items share codes; moved {m} (prefix changed {p}, placed greedily {g}); MSE grew by {e:.3g}",
+        )
+        keys = {"n": "num_contenders", "m": "num_moved", "p": "num_prefix_changed", "g": "num_greedy"}
+        values = {key: f"{result[name]:,}" for key, name in keys.items()} | {"e": result["added_mse"]}
+    else:
+        return
+    new_console().print(pick(text, lang).format(**values))
 
 
 def show_update(result: Dict[str, Any], lang: str) -> None:

@@ -133,23 +133,27 @@ def migrate(
         features, expected_dim=encoder.embedding_dim, id_column=id_column, vector_column=vector_column
     )
     folder = _fresh_partial(output)
-    with Progress(progress) as bar, bar.task("migrate", source.num_rows) as advance:
-        old, new = encode_known(encoder, before, source, block_rows)
-        labels = align_codes(old, new, encoder.codebook_sizes)
-        encoder.relabel_([torch.from_numpy(label).to(encoder.feature_mean.device) for label in labels])
-        encoder.save_pretrained(folder / "model")
-        price = before.manifest["history"][0].get("prefix_price", "1.0")
-        encode_catalog(
-            encoder,
-            source,
-            folder / "catalog",
-            unique=before.unique,
-            prefix_price=float(price),
-            block_rows=block_rows,
-            progress=lambda done, _total: advance(done),
-        )
-    moves = write_moves(before, Catalog.open(folder / "catalog"), folder / _MIGRATED[2])
-    os.replace(folder, output)
+    try:
+        with Progress(progress) as bar, bar.task("migrate", source.num_rows) as advance:
+            old, new = encode_known(encoder, before, source, block_rows)
+            labels = align_codes(old, new, encoder.codebook_sizes)
+            encoder.relabel_([torch.from_numpy(label).to(encoder.feature_mean.device) for label in labels])
+            encoder.save_pretrained(folder / "model")
+            price = before.manifest["history"][0].get("prefix_price", "1.0")
+            encode_catalog(
+                encoder,
+                source,
+                folder / "catalog",
+                unique=before.unique,
+                prefix_price=float(price),
+                block_rows=block_rows,
+                progress=lambda done, _total: advance(done),
+            )
+        moves = write_moves(before, Catalog.open(folder / "catalog"), folder / _MIGRATED[2])
+        os.replace(folder, output)
+    except BaseException:  # 迁移不能续跑，半成品没有用
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     sync_folder(output.resolve().parent)
     unaligned = float((old != new).any(axis=1).mean()) if len(old) else None
     return {

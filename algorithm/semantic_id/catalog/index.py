@@ -13,185 +13,33 @@ G 是第几代。散列只用来定位，找到之后总要逐字节核对。W >
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
+from typing import Any, Dict, Tuple
 
 import numpy as np
 import pyarrow as pa
 
-from ..durable import sync_folder
-from .external_sort import DEFAULT_ROWS_IN_MEMORY, key_table, keys_of, sort_rows
 from .manifest import CatalogError
 from .packing import Packing, comparable, hash_bytes, ids_to_bytes, ids_to_integers
-from .parts import full_ids_of
 
-__all__ = ["CatalogIndex", "build_index"]
+__all__ = ["CatalogIndex", "ItemStore"]
 
-_CHUNK = 1 << 20
-_SMALL = 1 << 17  # 字符串一次处理多少个：散列的中间量按字节数算
 _PIECE = 1 << 13
+_DAMAGED = "the lookup index of the catalog is damaged; copy the catalog again, or encode it again"
 
 
-class _ArrayFile:
-    """边写边算 SHA-256 的 `.npy`；行数事先知道，写完落盘再改名。"""
-
-    def __init__(self, folder: Path, name: str, dtype: str, shape: Tuple[int, ...]) -> None:
-        self._path, self._shape, self._rows = folder / name, shape, 0
-        self._temporary = folder / f"{name}.tmp"
-        self._dtype, self._digest = np.dtype(dtype), hashlib.sha256()
-        self._file = open(self._temporary, "wb+")
-        np.lib.format.write_array_header_1_0(
-            self._file, {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
-        )
-        self._file.seek(0)
-        self._digest.update(self._file.read())
-
-    def write(self, array: np.ndarray) -> None:
-        """接上一段。"""
-        data = np.ascontiguousarray(array, dtype=self._dtype)
-        self._file.write(data.data)
-        self._digest.update(data.data)
-        self._rows += len(data)
-
-    def close(self) -> Dict[str, Any]:
-        """落盘、改名，返回清单里的一项。"""
-        assert self._rows == self._shape[0], (self._path.name, self._rows, self._shape)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        size = self._file.tell()
-        self._file.close()
-        os.replace(self._temporary, self._path)
-        name = self._path.name
-        return {"name": name, "rows": self._rows, "bytes": size, "sha256": self._digest.hexdigest()}
-
-
-def build_index(
-    tables: Callable[[], Iterator[pa.Table]],
-    num_items: int,
-    packing: Packing,
-    folder: Path,
-    scratch: Path,
-    generation: int,
-    *,
-    unique: bool,
-    rows_in_memory: int = DEFAULT_ROWS_IN_MEMORY,
-) -> Dict[str, Dict[str, Any]]:
-    """为一批分片写索引，顺便核对：行数、编号不重复、`unique` 时 ID 也不重复。
-
-    Args:
-        tables: 每次调用从头给出全部分片的表。
-        num_items: N。
-        packing: ID 的打包方式，含去重位。
-        folder: 索引写到哪里。
-        scratch: 放临时文件的目录。
-        generation: 第几代，进文件名。
-        unique: ID 是否必须互不相同。
-        rows_in_memory: 外部排序一桶多少行。
-
-    Returns:
-        角色 → 清单里的一项。
-
-    Raises:
-        ValueError: 两行用了同一个 item_id。
-        CatalogError: 行数不符，或本该唯一的 ID 重复了。
-    """
-    stem, text_bytes, id_type = f"index-{generation:05d}", 0, pa.null()
-
-    def by_code() -> Iterator[pa.Table]:
-        nonlocal text_bytes, id_type
-        text_bytes = 0
-        for table in tables():
-            ids = table.column("item_id").combine_chunks()
-            id_type = ids.type
-            if not pa.types.is_integer(ids.type):
-                text_bytes += int(ids_to_bytes(ids)[0][-1])
-            yield key_table(packing.pack(full_ids_of(table)), item_id=ids)
-
-    files: Dict[str, _ArrayFile] = {}
-    last, rows = 0, 0
-    for table in sort_rows(by_code, scratch, tie="item_id", rows_in_memory=rows_in_memory):
-        if not files:  # 到这里全部行都已读过至少一遍
-            wide = ">i8" if packing.num_words > 1 else "<i8"
-            files["codes"] = _ArrayFile(folder, f"{stem}-codes.npy", wide, (num_items, packing.num_words))
-            if pa.types.is_integer(id_type):
-                files["items"] = _ArrayFile(folder, f"{stem}-items.npy", "<i8", (num_items,))
-            else:
-                files["offsets"] = _ArrayFile(folder, f"{stem}-offsets.npy", "<i8", (num_items + 1,))
-                files["strings"] = _ArrayFile(folder, f"{stem}-strings.npy", "|u1", (text_bytes,))
-                files["offsets"].write(np.zeros(1, np.int64))
-        keys = keys_of(table)
-        if unique and bool((keys[1:] == keys[:-1]).all(axis=1).any()):
-            at = int((keys[1:] == keys[:-1]).all(axis=1).argmax())
-            twice = packing.unpack(keys[at : at + 1])[0].tolist()
-            raise CatalogError(f"two items got the Semantic ID {tuple(twice)}; nothing was sealed")
-        files["codes"].write(keys)
-        ids = table.column("item_id").combine_chunks()
-        if "items" in files:
-            files["items"].write(ids_to_integers(ids))
-        else:
-            offsets, data = ids_to_bytes(ids)
-            files["offsets"].write(offsets[1:] + last)
-            files["strings"].write(data)
-            last += int(offsets[-1])
-        rows += len(keys)
-    if rows != num_items:
-        raise CatalogError(f"the parts hold {rows} rows, but {num_items} were expected; nothing was sealed")
-    entries = {role: file.close() for role, file in files.items()}
-    entries |= _by_item(folder, entries, stem, num_items, scratch, rows_in_memory)
-    sync_folder(folder)
-    return entries
-
-
-def _by_item(
-    folder: Path, entries: Dict[str, Dict[str, Any]], stem: str, num_items: int, scratch: Path, rows_in_memory: int
-) -> Dict[str, Dict[str, Any]]:
-    """按编号排：keys 与 positions；编号重复在这里现形。"""
-    store = _ItemStore(folder, entries)
-
-    def chunks() -> Iterator[pa.Table]:
-        step = _CHUNK if store.items is not None else _SMALL
-        for start in range(0, num_items, step):
-            stop = min(start + step, num_items)
-            yield key_table(store.keys(start, stop)[:, None], position=pa.array(np.arange(start, stop)))
-
-    keys_file = _ArrayFile(folder, f"{stem}-keys.npy", "<i8", (num_items,))
-    positions_file = _ArrayFile(folder, f"{stem}-positions.npy", "<i8", (num_items,))
-    for table in sort_rows(chunks, scratch, rows_in_memory=rows_in_memory):
-        keys, positions = table.column("k0").to_numpy(), table.column("position").to_numpy()
-        same = np.flatnonzero(keys[1:] == keys[:-1])
-        if len(same):
-            _check_distinct(store, keys, positions, same)
-        keys_file.write(keys)
-        positions_file.write(positions)
-    return {"keys": keys_file.close(), "positions": positions_file.close()}
-
-
-def _check_distinct(store: _ItemStore, keys: np.ndarray, positions: np.ndarray, same: np.ndarray) -> None:
-    """同一个键：整数就是同一个编号，字符串还要看是不是只有散列相同。"""
-    if store.items is not None:
-        raise ValueError(_twice(int(keys[same[0]])))
-    for key in np.unique(keys[same]):
-        seen = set()
-        for value in store.take(positions[keys == key]).to_pylist():
-            if value in seen:
-                raise ValueError(_twice(value))
-            seen.add(value)
-
-
-def _twice(item: Any) -> str:
-    shown = item.decode(errors="replace") if isinstance(item, bytes) else item
-    return f"item_id {shown!r} appears more than once; item ids must be unique: drop or rename one of them"
-
-
-class _ItemStore:
+class ItemStore:
     """按位置取 item_id；整数编号在 items，其余在 offsets 与 strings。"""
 
     def __init__(self, folder: Path, entries: Dict[str, Dict[str, Any]]) -> None:
-        self.items = _open(folder, entries["items"]) if "items" in entries else None
+        self.items = _open_array(folder, entries, "items") if "items" in entries else None
         if self.items is None:
-            self.offsets, self.strings = _open(folder, entries["offsets"]), _open(folder, entries["strings"])
+            self.offsets, self.strings = (_open_array(folder, entries, role) for role in ("offsets", "strings"))
+            buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.strings)]
+            try:
+                self._texts = pa.Array.from_buffers(pa.large_binary(), len(self.offsets) - 1, buffers)  # 不复制
+            except pa.ArrowInvalid:
+                raise CatalogError(_DAMAGED) from None
 
     def keys(self, start: int, stop: int) -> np.ndarray:
         """一段位置的查找键 (n,)。"""
@@ -204,25 +52,32 @@ class _ItemStore:
         """这些位置的编号：int64 或 large_binary。"""
         if self.items is not None:
             return pa.array(np.asarray(self.items[positions]))
-        start = np.asarray(self.offsets[positions])
-        length = np.asarray(self.offsets[positions + 1]) - start
-        offsets = np.concatenate([[0], np.cumsum(length)])
-        flat = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], length)
-        data = np.ascontiguousarray(self.strings[flat])
-        buffers = [None, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(data)]
-        return pa.Array.from_buffers(pa.large_binary(), len(positions), buffers)
+        start, stop = self.offsets[positions], self.offsets[positions + 1]
+        # 打开时不核对内容；偏移坏了宁可报错，不能让 Arrow 读到映射之外去
+        if len(start) and (start.min() < 0 or stop.max() > len(self.strings) or bool((stop < start).any())):
+            raise CatalogError(_DAMAGED)
+        return self._texts.take(pa.array(positions))
 
 
-def _open(folder: Path, entry: Dict[str, Any]) -> np.ndarray:
+def _open_array(folder: Path, entries: Dict[str, Dict[str, Any]], role: str) -> np.ndarray:
     """映射一个索引文件；只看文件头与长度，内容由 `Catalog.verify` 核对。"""
+    entry = entries[role]
     path = folder / entry["name"]
-    if path.stat().st_size != entry["bytes"]:
-        raise CatalogError(f"{path} has {path.stat().st_size} bytes, not {entry['bytes']}; copy or encode it again")
-    if entry["rows"] == 0:
-        return np.load(path, allow_pickle=False)  # 空数组不能映射
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if len(array) != entry["rows"]:
-        raise CatalogError(f"{path} has {len(array)} rows, not {entry['rows']}; copy or encode it again")
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise CatalogError(
+            f"{path} is gone: the catalog moved on to a later generation while this one was open; open it again"
+        ) from None
+    if size != entry["bytes"]:
+        raise CatalogError(f"{path} has {size} bytes, not {entry['bytes']}; copy or encode it again")
+    # 空数组不能映射
+    array = np.load(path, mmap_mode="r" if entry["rows"] else None, allow_pickle=False)
+    kind = "u1" if role == "strings" else "i8"
+    if array.shape[:1] != (entry["rows"],) or array.ndim != 1 + (role == "codes") or array.dtype.str[1:] != kind:
+        raise CatalogError(
+            f"{path} holds {array.dtype} {array.shape}, not {entry['rows']} rows of {kind}; copy or encode it again"
+        )
     return array
 
 
@@ -240,9 +95,12 @@ class CatalogIndex:
         self, folder: Path, entries: Dict[str, Dict[str, Any]], packing: Packing, id_type: pa.DataType
     ) -> None:
         self._packing, self._id_type = packing, id_type
-        self._codes = _open(folder, entries["codes"])
-        self._keys, self._positions = _open(folder, entries["keys"]), _open(folder, entries["positions"])
-        self._store = _ItemStore(folder, entries)
+        self._codes, self._keys, self._positions = (
+            _open_array(folder, entries, role) for role in ("codes", "keys", "positions")
+        )
+        if self._codes.shape[1] != packing.num_words:
+            raise CatalogError(_DAMAGED)
+        self._store = ItemStore(folder, entries)
         self._sorted = comparable(self._codes)  # (N,)
 
     def positions_of(self, ids: pa.Array) -> np.ndarray:
@@ -261,6 +119,8 @@ class CatalogIndex:
             inside = open_[slot[open_] < len(self._keys)]
             open_ = inside[self._keys[slot[inside]] == keys[inside]]
             position = np.asarray(self._positions[slot[open_]])
+            if len(position) and not 0 <= position.min() <= position.max() < len(self._codes):
+                raise CatalogError(_DAMAGED)
             right = np.ones(len(open_), bool)
             if text is not None:
                 for start in range(0, len(open_), _PIECE):  # 逐字节比较的中间量放得进缓存才快
@@ -301,7 +161,10 @@ class CatalogIndex:
         if self._store.items is not None and self._id_type == pa.uint64():
             found = pa.array(found.to_numpy().view(np.uint64) ^ np.uint64(1 << 63))
         elif self._id_type != found.type:
-            found = _restore(found, self._id_type)
+            try:
+                found = _restore(found, self._id_type)
+            except pa.ArrowInvalid:  # 例如字符串已不是 UTF-8
+                raise CatalogError(_DAMAGED) from None
         if len(good) == len(positions):
             return found
         slot = np.full(len(positions), -1, np.int64)
@@ -322,11 +185,16 @@ class CatalogIndex:
         out[hit] = slot[hit]
         return out
 
-    def span(self, prefix: Sequence[int]) -> Tuple[int, int]:
-        """前缀 → 位置的区间 [开始, 结束)。"""
-        low, high = (comparable(key) for key in self._packing.bounds(prefix))
-        start = np.searchsorted(self._sorted, low, side="left")
-        return int(start[0]), int(np.searchsorted(self._sorted, high, side="right")[0])
+    def spans(self, prefixes: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """(Q, l) 前缀 → 位置的区间 [开始, 结束)，各 (Q,) int64；没有物品的、编号越界的都是空区间。"""
+        inside = np.all((prefixes >= 0) & (prefixes < np.asarray(self._packing.sizes[: prefixes.shape[1]])), axis=1)
+        low, high = (comparable(keys) for keys in self._packing.bounds(np.where(inside[:, None], prefixes, 0)))
+        order = np.argsort(low, kind="stable")  # 有序地查，缓存缺失少得多
+        start, stop = np.zeros(len(low), np.int64), np.zeros(len(low), np.int64)
+        start[order] = np.searchsorted(self._sorted, low[order], side="left")
+        stop[order] = np.searchsorted(self._sorted, high[order], side="right")
+        stop[~inside] = start[~inside]
+        return start, stop
 
 
 def _restore(found: pa.Array, id_type: pa.DataType) -> pa.Array:

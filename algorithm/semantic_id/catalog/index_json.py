@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Set
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from . import seal
 from .encode import DEFAULT_ROWS_PER_PART
 from .manifest import STAGING_NAME, CatalogError
 from .parts import check_range, full_ids_of, id_table
+from .publish import partial_folder, publish
 from .shards import plan_shards, shard_name, write_staged
 from .table import Catalog
 
@@ -62,10 +63,7 @@ def import_index_json(
     items, codes = _parse(data, file.name)
     sizes = tuple(int(top) + 1 for top in codes.max(axis=0)) if codebook_sizes is None else tuple(codebook_sizes)
     check_range(codes, sizes, file.name, 0)
-    folder = target.with_name(target.name + ".partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / STAGING_NAME).mkdir(parents=True)
-    try:
+    with partial_folder(target, {"features": file.name}, resume=False) as folder:
         shards = plan_shards(len(items), rows_per_part)
         for shard in shards:
             rows = slice(shard.start, shard.stop)
@@ -82,12 +80,8 @@ def import_index_json(
             unique="none",
             dim=1,
         )
-        shutil.rmtree(folder / STAGING_NAME)
-        os.rename(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    sync_folder(target.parent)
+        publish(folder, target)
+        shutil.rmtree(target / STAGING_NAME)
     _, counts = np.unique(codes, axis=0, return_counts=True)
     return {
         "output": os.fspath(output),
@@ -158,6 +152,7 @@ def _parse(data: bytes, name: str) -> tuple[List[str], np.ndarray]:
         items.append(item)
         codes.append([int(match[2]) for match in good])
     if len(set(items)) != len(items):
-        twice = next(item for i, item in enumerate(items) if item in set(items[:i]))
+        seen: Set[str] = set()
+        twice = next(item for item in items if item in seen or seen.add(item))  # type: ignore[func-returns-value]
         raise CatalogError(f"{name} has item {twice!r} twice; item ids must be unique")
     return items, np.array(codes, np.int32)

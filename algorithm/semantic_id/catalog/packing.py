@@ -61,13 +61,13 @@ class Packing:
                 rest >>= self.bits[column]
         return out
 
-    def bounds(self, prefix: Sequence[int]) -> Tuple[np.ndarray, np.ndarray]:
-        """前缀对应的最小键与最大键，各 (1, W)，两端都含。"""
-        low, high = [], []
-        for column, bits in enumerate(self.bits):
-            low.append(prefix[column] if column < len(prefix) else 0)
-            high.append(prefix[column] if column < len(prefix) else (1 << bits) - 1)
-        return self.pack(np.array([low], np.int64)), self.pack(np.array([high], np.int64))
+    def bounds(self, prefixes: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """(Q, l) 前缀 → 各自的最小键与最大键，各 (Q, W)，两端都含；l ≤ L。"""
+        count, given = prefixes.shape
+        low, high = (np.zeros((count, len(self.sizes)), np.int64) for _ in range(2))
+        low[:, :given] = high[:, :given] = prefixes
+        high[:, given:] = [(1 << bits) - 1 for bits in self.bits[given:]]
+        return self.pack(low), self.pack(high)
 
 
 def comparable(keys: np.ndarray) -> np.ndarray:

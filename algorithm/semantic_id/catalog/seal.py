@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from .assign import Placement, suffixes_of_sorted
 from .external_sort import DEFAULT_ROWS_IN_MEMORY, group_starts, key_table, keys_of, sort_rows
-from .index import build_index
+from .index_build import build_index
 from .manifest import CatalogError, id_columns, write_manifest
 from .packing import Packing, comparable
 from .parts import codes_of, id_table, part_name, read_checked, write_table

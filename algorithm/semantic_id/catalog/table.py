@@ -177,7 +177,7 @@ class Catalog:
                 raise ValueError(f"prefix {tuple(prefix)} has {name}={code}; codes must be in [0, {size})")
         if not self.manifest["index"]:
             return self._empty()
-        start, stop = self.index.span(prefix)
+        start, stop = self._span(prefix)
         stop = stop if limit is None else min(stop, start + limit)
         positions = np.arange(start, stop)
         ids = self.index.ids_at(positions)  # (n, L')
@@ -187,8 +187,38 @@ class Catalog:
 
     def count(self, prefix: Sequence[int]) -> int:
         """前缀下有多少物品。"""
-        start, stop = self.index.span(prefix) if self.manifest["index"] else (0, 0)
+        start, stop = self._span(prefix) if self.manifest["index"] else (0, 0)
         return stop - start
+
+    def items_under(self, prefixes: Any, limit: int | None = None) -> pa.LargeListArray:
+        """一批同样长的前缀 → 各自的物品，向量化；`with_prefix` 一次只查一个，但连 ID 一起给。
+
+        Args:
+            prefixes: (Q, l) 整数，l ≤ L'。
+            limit: 每个前缀至多几个，≥ 0；None 为全部。
+
+        Returns:
+            Q 个列表，每个里面是 item_id，按 ID（再按 item_id）排好；没有物品的、编号越界的是空列表。
+
+        Raises:
+            ValueError: 形状不符，或 `limit` 是负数。
+        """
+        prefixes = np.asarray(prefixes)
+        if prefixes.ndim != 2 or prefixes.shape[1] > len(self.id_columns) or prefixes.dtype.kind not in "iu":
+            raise ValueError(
+                f"prefixes must be integers of shape (Q, 0..{len(self.id_columns)}) for {', '.join(self.id_columns)}, "
+                f"got {prefixes.dtype} {prefixes.shape}"
+            )
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit={limit} is out of range; use an int >= 0, or None for all")
+        start = stop = np.zeros(len(prefixes), np.int64)
+        if self.manifest["index"]:
+            start, stop = self.index.spans(prefixes.astype(np.int64))
+        count = stop - start if limit is None else np.minimum(stop - start, limit)
+        offsets = np.concatenate([[0], np.cumsum(count)])
+        positions = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], count)
+        items = self.index.items_at(positions) if self.manifest["index"] else pa.array([], self.id_type)
+        return pa.LargeListArray.from_arrays(pa.array(offsets), items)
 
     def as_ids(self, items: Any) -> pa.Array:
         """转成物品表的编号类型。
@@ -197,13 +227,22 @@ class Catalog:
             TypeError: 转不过去。
         """
         try:
-            array = items if isinstance(items, (pa.Array, pa.ChunkedArray)) else pa.array(items)
+            if isinstance(items, (pa.Array, pa.ChunkedArray)):
+                array = items
+            else:
+                big = pa.types.is_uint64(self.id_type) and isinstance(items, (list, tuple))
+                array = pa.array(items, self.id_type) if big else pa.array(items)  # 不说类型，2⁶³ 以上放不进 int64
             array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
             if pa.types.is_integer(array.type) != pa.types.is_integer(self.id_type) and len(array):
                 raise pa.ArrowInvalid(f"{array.type} given")
             return array.cast(self.id_type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError) as error:
             raise TypeError(f"item ids must be of type {self.id_type}: {' '.join(str(error).split())}") from None
+
+    def _span(self, prefix: Sequence[int]) -> Tuple[int, int]:
+        """一个验收过的前缀的位置区间。"""
+        start, stop = self.index.spans(np.array(prefix, np.int64).reshape(1, -1))
+        return int(start[0]), int(stop[0])
 
     def _empty(self) -> pa.Table:
         """没有物品的表。"""

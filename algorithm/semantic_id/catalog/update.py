@@ -27,7 +27,7 @@ from ..vectors import VectorSource, check_unique_ids
 from .assign import Choices, nearest_free
 from .candidates import candidates_of, errors_of
 from .external_sort import DEFAULT_ROWS_IN_MEMORY
-from .index import build_index
+from .index_build import build_index
 from .manifest import SUFFIX, CatalogError, files_of, find_stranger, write_manifest
 from .packing import Packing, comparable
 from .parts import full_ids_of, id_table, part_name, read_checked, write_table
@@ -268,22 +268,23 @@ class _Update:
         used: Dict[tuple[int, ...], set[int]] = {}
         for row in reserved.tolist():
             used.setdefault(tuple(row[:-1]), set()).add(row[-1])
-        seen: Dict[tuple[int, ...], set[int]] = {}
+        taken: Dict[tuple[int, ...], set[int]] = {}
+        lowest: Dict[tuple[int, ...], int] = {}  # 比它小的都占了：大组里不必每次从 0 数起
         for i, code in enumerate(map(tuple, own.tolist())):
-            if code not in seen:
-                live = self._live_suffixes(code)
-                seen[code] = live | used.get(code, set())
-            taken = seen[code]
-            out[i] = next(k for k in range(len(taken) + 1) if k not in taken)
-            taken.add(int(out[i]))
+            if code not in taken:
+                taken[code] = self._live_suffixes(code) | used.get(code, set())
+            free = lowest.get(code, 0)
+            while free in taken[code]:
+                free += 1
+            out[i], lowest[code] = free, free + 1
         return out
 
     def _live_suffixes(self, code: Sequence[int]) -> set[int]:
         """这个编码在表里已有的去重位。"""
         if not self.catalog.manifest["index"]:
             return set()
-        start, stop = self.catalog.index.span(code)
-        return set(self.catalog.index.ids_at(np.arange(start, stop))[:, -1].tolist())
+        start, stop = self.catalog.index.spans(np.array([code], np.int64))
+        return set(self.catalog.index.ids_at(np.arange(start[0], stop[0]))[:, -1].tolist())
 
     def _free_codes(self, delta: _Delta, fresh: np.ndarray, own: np.ndarray, reserved: np.ndarray) -> np.ndarray:
         """nearest-free：表里的与保留的都不许占；要安置的只有与它们或与彼此冲突的新物品。"""

@@ -83,8 +83,9 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "catalog.packing": ("", "numpy pyarrow"),
     "catalog.external_sort": ("", "numpy pyarrow"),
     "catalog.parts": ("durable catalog.manifest", "numpy pyarrow"),
-    "catalog.index": (
-        "durable catalog.external_sort catalog.manifest catalog.packing catalog.parts",
+    "catalog.index": ("catalog.manifest catalog.packing", "numpy pyarrow"),
+    "catalog.index_build": (
+        "durable catalog.external_sort catalog.index catalog.manifest catalog.packing catalog.parts",
         "numpy pyarrow",
     ),
     "catalog.table": ("catalog.index catalog.manifest catalog.packing catalog.parts", "numpy pyarrow"),
@@ -96,19 +97,20 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         "numpy pyarrow torch",
     ),
     "catalog.seal": (
-        "catalog.assign catalog.external_sort catalog.index catalog.manifest catalog.packing catalog.parts"
+        "catalog.assign catalog.external_sort catalog.index_build catalog.manifest catalog.packing catalog.parts"
         " catalog.shards",
         "numpy pyarrow",
     ),
+    "catalog.publish": ("durable catalog.manifest", ""),
     "catalog.encode": (
-        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.manifest"
-        " catalog.packing catalog.seal catalog.shards",
+        "interfaces vectors catalog.assign catalog.candidates catalog.external_sort catalog.manifest"
+        " catalog.packing catalog.publish catalog.seal catalog.shards",
         "numpy",
     ),
     # ray 只在这一间房里导入，而且在函数里面
     "catalog.encode_ray": ("interfaces catalog.encode catalog.manifest", "ray"),
     "catalog.update": (
-        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.index"
+        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.index_build"
         " catalog.manifest catalog.packing catalog.parts catalog.shards catalog.table",
         "numpy pyarrow",
     ),
@@ -121,7 +123,8 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         "numpy torch",
     ),
     "catalog.index_json": (
-        "durable catalog.encode catalog.manifest catalog.parts catalog.seal catalog.shards catalog.table",
+        "durable catalog.encode catalog.manifest catalog.parts catalog.publish catalog.seal catalog.shards"
+        " catalog.table",
         "numpy pyarrow",
     ),
     "catalog.decode": (

@@ -202,6 +202,18 @@ def test_a_full_prefix_grows_its_candidates_and_then_names_the_group(tmp_path):
     assert len(set(spread.values())) == 41
 
 
+@pytest.mark.parametrize("price", [1.0, math.inf])
+@pytest.mark.parametrize("sizes", [(8,), (3, 8)])
+def test_one_and_two_levels_work_too(sizes, price, tmp_path):
+    x = np.tile(np.float32([[1.0] * len(sizes)]), (4, 1))
+    free, _ = encode(tmp_path, "a", x, list("abcd"), sizes=sizes, unique="nearest-free", prefix_price=price)
+    assert [code[-1] for code in free.values()] == [1, 0, 2, 3]
+    assert all(code[:-1] == (1,) * (len(sizes) - 1) for code in free.values())
+    x = np.tile(x, (3, 1))
+    with pytest.raises(NoFreeCodeError, match="no free code is left"):
+        encode(tmp_path, "b", x, list("abcdefghijkl"), sizes=sizes, unique="nearest-free", prefix_price=price)
+
+
 def test_the_catalog_is_optimal_against_brute_force(tmp_path):
     # 六个物品抢三个码，穷举全部安置：总新增误差（价格为 0）须相等
     x = np.float32([[0, 0, 0.1], [0, 0, 0.2], [0, 0, -0.3], [0, 0, 1.1], [0, 0, 0.9], [0, 1, 1]])

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from algorithm.interfaces import SemanticIDModel
-from algorithm.semantic_id.catalog import Catalog, CatalogError, encode, encode_catalog, shards
+from algorithm.semantic_id.catalog import Catalog, CatalogError, encode_catalog, publish, shards
 from algorithm.semantic_id.tests.fake_model import FakeModel
 from algorithm.semantic_id.vectors import open_vectors
 
@@ -313,7 +313,7 @@ def test_resume_refuses_another_run_and_keeps_what_is_there(tmp_path):
 
 def test_two_writers_do_not_mix(tmp_path):
     with (
-        encode._partial_folder(tmp_path / "cat", {}, False),
+        publish.partial_folder(tmp_path / "cat", {}, False),
         pytest.raises(FileExistsError, match="another process is writing"),
     ):
         write(tmp_path / "cat")

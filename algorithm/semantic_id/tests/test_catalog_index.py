@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,6 +96,29 @@ def test_prefixes_give_the_same_items_as_the_table(tmp_path):
         catalog.with_prefix((0,) * 5)
 
 
+@pytest.mark.parametrize("word_bits", [63, 6])
+def test_many_prefixes_at_once_agree_with_one_at_a_time(word_bits, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "_WORD_BITS", word_bits)
+    catalog = build(tmp_path, pa.array([f"i{i}" for i in range(N)]))
+    for length in range(5):
+        every = list(itertools.product(*(range(k) for k in (5, 4, 6, 2)[:length])))
+        prefixes = np.random.default_rng(length).permutation(np.array(every, np.int64).reshape(len(every), length))
+        for limit in (None, 0, 2):
+            got = catalog.items_under(prefixes, limit)
+            want = [catalog.with_prefix(tuple(row), limit).column("item_id").to_pylist() for row in prefixes.tolist()]
+            assert got.to_pylist() == want
+    assert sum(map(len, catalog.items_under(np.arange(5)[:, None]).to_pylist())) == N
+    # 批量的查询里，越界的就是没有物品，不连累别人
+    own = catalog.with_prefix((4, 0)).column("item_id").to_pylist()
+    assert catalog.items_under([[4, 4], [4, 0], [-1, 0], [5, 0], [2**40, 0]]).to_pylist() == [[], own, [], [], []]
+    assert catalog.items_under(np.zeros((0, 2), int)).to_pylist() == []
+    for bad in ([[0.0]], [0], np.zeros((1, 5), int)):
+        with pytest.raises(ValueError, match=r"prefixes must be integers of shape \(Q, 0\.\.4\)"):
+            catalog.items_under(bad)
+    with pytest.raises(ValueError, match="limit=-1"):
+        catalog.items_under([[0]], -1)
+
+
 def test_without_uniqueness_an_id_gives_its_smallest_item(tmp_path):
     catalog = build(tmp_path, pa.array([f"{i:03d}" for i in range(N)]), sizes=(2, 2, 2), unique="none")
     known = pairs(catalog)
@@ -156,6 +183,35 @@ def test_a_damaged_index_is_noticed(tmp_path):
         Catalog.open(tmp_path / "cat").verify()
     path.write_bytes(data)
     catalog.verify()
+
+
+@pytest.mark.parametrize("role", ["codes", "keys", "positions", "offsets", "strings"])
+def test_a_damaged_index_gives_an_error_or_an_answer_but_never_a_crash(role, tmp_path):
+    # 打开时不核对内容（一千万个物品要在一秒内打开），所以查到坏处也只能是一行错误
+    build(tmp_path, pa.array([f"i{i}" for i in range(N)]))
+    path = tmp_path / "cat" / f"index-00000-{role}.npy"
+    data = path.read_bytes()
+    half = 128 + (len(data) - 128) // 16 * 8  # 中间的一项
+    for byte, start, stop in itertools.product((0x01, 0x7F, 0x80, 0xFF), (128, half), (half + 8, len(data))):
+        path.write_bytes(data[:start] + bytes([byte]) * (stop - start) + data[stop:])
+        for ask in (
+            lambda catalog: catalog.find([f"i{i}" for i in range(N)]),
+            lambda catalog: catalog.items_of([[2, 3, 5, 0], [0, 0, 0, 0]]),
+            lambda catalog: catalog.with_prefix((2,)),
+            lambda catalog: catalog.items_under([[0], [4]]),
+        ):
+            with contextlib.suppress(CatalogError):
+                ask(Catalog.open(tmp_path / "cat"))
+        alone = Catalog.open(tmp_path / "cat")
+        for code in itertools.product(range(5), range(4), range(6)):  # 逐个问：坏的一项不能被别的挡住
+            with contextlib.suppress(CatalogError):
+                alone.items_under([code], limit=1)
+    np.save(path, np.zeros(3, np.float32))
+    manifest = json.loads((tmp_path / "cat" / "MANIFEST.json").read_text())
+    manifest["index"][role] |= {"rows": 3, "bytes": path.stat().st_size}
+    (tmp_path / "cat" / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(CatalogError, match=rf"{role}\.npy holds float32 \(3,\), not 3 rows of"):
+        _ = Catalog.open(tmp_path / "cat").index
 
 
 @settings(max_examples=60, deadline=None)

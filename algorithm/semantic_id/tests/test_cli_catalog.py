@@ -81,6 +81,25 @@ def test_lookup(room, capsys):
     assert "does not exist" in fails(capsys, "lookup", room / "none", "--item", "a")
 
 
+def test_lookup_of_nothing_and_of_numbers_too_big(room, tmp_path, capsys):
+    model = SemanticIDEncoder.from_pretrained(room / "model")
+    model.save_pretrained(tmp_path / "model")
+    write_items(tmp_path / "x.parquet", X, pa.array(range(N), pa.int32()))
+    run_json(capsys, "encode", tmp_path / "model", tmp_path / "x.parquet", "--output", tmp_path / "cat", "--unique")
+    assert run_json(capsys, "lookup", tmp_path / "cat", "--item", "5")["rows"][0]["id"] is not None
+    for item in ("99999999999999999999", "5000000000"):
+        assert "item ids must be of type int32" in fails(capsys, "lookup", tmp_path / "cat", "--item", item)
+    write_items(tmp_path / "y.parquet", X[:3], pa.array([1, 2**63, 2**64 - 1], pa.uint64()))
+    run_json(capsys, "encode", tmp_path / "model", tmp_path / "y.parquet", "--output", tmp_path / "big")
+    found = run_json(capsys, "lookup", tmp_path / "big", "--item", 2**63, "--item", 2**64 - 1, "--item", 7)["rows"]
+    assert [row["id"] is not None for row in found] == [True, True, False]
+    assert "must be of type uint64" in fails(capsys, "lookup", tmp_path / "big", "--item", 2**64)
+    assert "--item 'five' is no integer" in fails(capsys, "lookup", tmp_path / "cat", "--item", "five")
+    every = {tuple(row[:3]) for row in Catalog.open(tmp_path / "cat").find(range(N)).tolist()}
+    empty = next(path for path in itertools.product(range(8), range(8), range(16)) if path not in every)
+    assert run(capsys, "lookup", tmp_path / "cat", "--prefix", ",".join(map(str, empty)))[1] == "没有这样的物品\n"
+
+
 def test_update_from_the_command_line(room, tmp_path, capsys):
     encode = ("encode", room / "model", room / "x.parquet", "--output", tmp_path / "cat", "--unique", "nearest-free")
     run_json(capsys, *encode)
@@ -117,6 +136,11 @@ def test_drift_verdicts_and_exit_codes(room, tmp_path, capsys):
     moved = run_json(capsys, *drift, tmp_path / "far.parquet", code=3)
     assert moved["verdict"] == "drifted"
     assert moved["error_ratio"][2] > 1.25
+    assert any(reason.startswith("error after L3 is ") for reason in moved["reasons"])
+    # 误差大了一成多：值得留意，但定时任务不必报警，退出码是 0
+    write_items(tmp_path / "near.parquet", X * 1.05, [f"n{i}" for i in range(N)])
+    near = run_json(capsys, *drift, tmp_path / "near.parquet")
+    assert near["verdict"] == "watch", near
     # 只剩一类物品：误差没变大，用量变了
     first = Catalog.open(room / "cat").read().column("l1").to_numpy()
     one = X[first == np.bincount(first).argmax()]
@@ -203,7 +227,29 @@ def test_migrate_from_the_command_line(room, tmp_path, capsys):
     SemanticIDEncoder(SemanticIDConfig(embedding_dim=D, codebook_sizes=(8, 8))).save_pretrained(tmp_path / "two")
     text = fails(capsys, "migrate", room / "cat", tmp_path / "two", room / "x.parquet", "--output", tmp_path / "n2")
     assert "codebook_sizes=(8, 8), but the catalog has (8, 8, 16)" in text
-    assert not (tmp_path / "n2").exists()
+    # 坏数据、类型不符的编号：一行错误，旁边不留半成品
+    bad = X.copy()
+    bad[7, 3] = np.nan
+    write_items(tmp_path / "nan.parquet", bad, [f"sku-{i}" for i in range(N)])
+    write_items(tmp_path / "int.parquet", X, list(range(N)))
+    before = sorted(os.listdir(tmp_path))
+    for name, complaint in (("nan.parquet", "row 7 (item_id 'sku-7') has nan"), ("int.parquet", "must be of type")):
+        retrained = tmp_path / "retrained"
+        text = fails(capsys, "migrate", room / "cat", retrained, tmp_path / name, "--output", tmp_path / "n2")
+        assert complaint in text
+        assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_encode_says_what_uniqueness_cost(room, tmp_path, capsys):
+    encode = ("encode", room / "model", room / "x.parquet", "--lang", "en", "--output")
+    suffix = json.loads(run(capsys, *encode, tmp_path / "a", "--unique", "--json")[1])
+    shown = run(capsys, *encode, tmp_path / "b", "--unique")[1]
+    assert f"{suffix['num_contenders']} items share codes; largest suffix {suffix['max_suffix']}" in shown
+    free = json.loads(run(capsys, *encode, tmp_path / "c", "--unique", "nearest-free", "--json")[1])
+    shown = " ".join(run(capsys, *encode, tmp_path / "d", "--unique", "nearest-free")[1].split())
+    assert f"moved {free['num_moved']} (prefix changed {free['num_prefix_changed']}, placed greedily 0)" in shown
+    assert f"MSE grew by {free['added_mse']:.3g}" in shown
+    assert "share codes" not in run(capsys, *encode, tmp_path / "e")[1]
 
 
 # ---- 导入导出 ----
@@ -248,6 +294,14 @@ def test_bad_index_json_leaves_nothing(text, complaint, tmp_path, capsys):
     sizes = ("--codebook-sizes", "4") if "a_5" in text else ()
     assert complaint in fails(capsys, *arguments, *sizes)
     assert os.listdir(tmp_path) == ["in.json"]
+
+
+def test_import_never_removes_a_strangers_partial_folder(tmp_path, capsys):
+    (tmp_path / "in.json").write_text('{"a": ["<a_1>"]}')
+    (tmp_path / "cat.partial").mkdir()
+    (tmp_path / "cat.partial" / "mine.txt").write_text("")
+    assert "holds 'mine.txt', not ours" in fails(capsys, "import", tmp_path / "in.json", "--output", tmp_path / "cat")
+    assert (tmp_path / "cat.partial" / "mine.txt").exists()
 
 
 def test_a_faiss_residual_quantizer_becomes_a_model(tmp_path, capsys):

@@ -123,3 +123,12 @@ def test_generated_ids_are_all_items(output: Callable[[str], str]) -> None:
     for name, line in figures.items():
         assert _numbers(line, "same_category")[0] > 0.25, name  # 七类用户一样多，乱猜是 1/7
         assert (_numbers(line, "plants")[0] > 0) == (name != "no_plants")
+
+
+def test_recommendations_are_items_of_the_users_taste(output: Callable[[str], str]) -> None:
+    text = output("07")
+    assert "num_items=8192 num_ids=8192" in text  # 后缀让 ID 唯一
+    assert _numbers(text, "real")[0] == 1.0
+    assert _numbers(text, "same_category")[0] > 0.4  # 七类用户一样多，乱猜是 1/7
+    titles = {name: line.split("; ") for name, line in re.findall(r"^(history|recommended): (.*)$", text, re.MULTILINE)}
+    assert {name: len(found) for name, found in titles.items()} == {"history": 5, "recommended": 5}

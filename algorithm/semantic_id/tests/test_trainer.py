@@ -232,7 +232,7 @@ def test_metrics_per_epoch(tmp_path):
             assert dead == round((1 - used) * size)
     assert rows[-1]["total_loss"] == pytest.approx(rows[-1]["reconstruction_loss"] + 0.25 * rows[-1]["commitment_loss"])
     assert rows[-1]["holdout_level_mse"][0] > rows[-1]["holdout_level_mse"][1]
-    assert 0 < rows[4]["reconstruction_loss"] < rows[4]["holdout_mse"]
+    assert 0.8 < rows[4]["reconstruction_loss"] / rows[4]["holdout_mse"] < 1.2  # 同一种误差，一个带着退火的噪声
 
 
 def test_uniform_init_goes_through_ema_first(tmp_path):

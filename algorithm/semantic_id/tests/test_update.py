@@ -87,6 +87,14 @@ def test_by_hand_with_suffixes(tmp_path):
     Catalog.open(tmp_path / "cat").verify()
 
 
+def test_new_suffixes_fill_the_gaps_in_order(tmp_path):
+    start(tmp_path, WORLD, "suffix")
+    update(tmp_path, {}, ["b"])  # 空出 1 号
+    update(tmp_path, {f"n{i}": SPOT for i in range(5)}, reuse_after=1)
+    after = ids_of(tmp_path)
+    assert [after[f"n{i}"][-1] for i in range(5)] == [1, 3, 4, 5, 6]
+
+
 def test_reuse_after_counts_generations(tmp_path):
     start(tmp_path, WORLD, "suffix")
     update(tmp_path, {}, ["a"])  # 第 1 代退役
@@ -170,6 +178,8 @@ def test_a_reader_of_the_last_generation_can_finish(tmp_path):
     update(tmp_path, {"o": SPOT})
     with pytest.raises(CatalogError, match="moved on to a later generation"):
         reader.read()
+    with pytest.raises(CatalogError, match="moved on to a later generation"):
+        reader.find(["a"])  # 索引这时才第一次映射
     names = {entry["name"] for entry in Catalog.open(tmp_path / "cat").manifest["parts"]}
     assert "part-00000.parquet" not in names
     assert not (tmp_path / "cat" / "part-00000.parquet").exists()
