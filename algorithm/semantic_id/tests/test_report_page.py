@@ -146,7 +146,8 @@ def test_search_shows_the_id_and_the_neighbours(browser, page):
     assert "id-77" in text(browser, "#item")
     listed = browser.evaluate(
         "[...document.querySelectorAll('#item h4')].map(h => [Number(h.dataset.shared), h.innerText,"
-        " !h.nextSibling ? [] : [...h.nextSibling.querySelectorAll('tbody tr')].map(r => [r.cells[0].innerText, r.cells[1].innerText])])"
+        " !h.nextSibling ? [] : [...h.nextSibling.querySelectorAll('tbody tr')]"
+        ".map(r => [r.cells[0].innerText, r.cells[1].innerText])])"
     )
     assert [length for length, _, _ in listed] == [3, 2, 1]
     nearer = {(f"{row['l1']}-{row['l2']}-{row['l3']}.0", row["title"])}
