@@ -8,6 +8,7 @@
 #   make bench-behaviour 行为引导换来的提升度与付出的误差
 #   make bench-decode  受约束解码的一步与建树，与 STATIC 的做法、marisa-trie、字典对照
 #   make bench-evaluate 评估一百万物品的时间与内存（ARGS="--rows 1000000"）
+#   make bench-report  十万个物品的报告有多大、多久打开（要 Chromium）
 #   make bench-core    默认配方的质量与时间，与 faiss 残差 k-means 对照（ARGS="--features x.npy"）
 #   make bench-catalog 唯一 ID 的代价、迁移、规模与查找（ARGS="--rows 10000000"）
 #   make bench-downstream 同一个生成式推荐模型换上各家的 ID，看推荐得准不准；可续跑（ARGS="--report"）
@@ -21,10 +22,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 # 这些文件变了就重装；pip 只补差额，所以通常几秒
 INPUTS := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard algorithm/semantic_id/*.cpp)
 
-.PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-catalog bench-downstream clean
+.PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-report bench-catalog bench-downstream clean
 
 help:
-	@sed -n '2,13s/^#   //p' Makefile
+	@sed -n '2,14s/^#   //p' Makefile
 
 demo: $(VENV)/.installed
 	@$(BIN)/semid demo $(ARGS)
@@ -37,7 +38,7 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
-bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-catalog bench-downstream: $(VENV)/.installed-bench
+bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-report bench-catalog bench-downstream: $(VENV)/.installed-bench
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
 
 clean:
