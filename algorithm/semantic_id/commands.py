@@ -32,7 +32,7 @@ from .run_folder import check_demo_folder, check_run_folder, remove_traces
 from .trainer import train_codebook
 from .vectors import open_vectors
 
-__all__ = ["decode", "demo", "encode", "evaluate", "info", "load_model", "parse_sizes", "tokens", "train"]
+__all__ = ["decode", "demo", "encode", "evaluate", "info", "parse_sizes", "tokens", "train"]
 
 DEFAULT_EPOCHS = 10
 

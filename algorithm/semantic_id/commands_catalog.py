@@ -17,8 +17,8 @@ from .catalog.drift import measure_drift
 from .catalog.index_json import export_index_json, import_index_json
 from .catalog.migrate import align_codes, encode_known, write_moves
 from .catalog.update import read_ids, update_catalog
-from .commands import load_model, parse_sizes
 from .durable import sync_folder
+from .model_loading import load_model, parse_sizes
 from .progress import Progress
 from .vectors import open_vectors
 

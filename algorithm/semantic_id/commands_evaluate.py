@@ -23,7 +23,7 @@ from .evaluation_folder import check_evaluation_folder, write_evaluation_folder
 from .evaluation_inputs import Interactions, ItemFacts, read_codes, read_interactions, read_item_facts, source_ids
 from .evaluation_legend import METRIC_KEYS, legend_of
 from .evaluation_tables import choose_items, codeword_table, item_table
-from .metrics_meaning import neighbour_share, prefix_chance
+from .metrics_meaning import neighbour_share, prefix_chance, prefix_groups
 from .model_loading import load_model, parse_sizes
 from .progress import Progress
 from .vectors import VectorSource, open_vectors
@@ -268,11 +268,8 @@ def _unseen(
     error = new.figures["relative_mse"]
     known = []
     for length in range(1, codes.shape[1] + 1):
-        old = np.unique(codes[:, :length], axis=0)
-        rows, inverse = np.unique(new.codes[:, :length], axis=0, return_inverse=True)
-        both = np.unique(np.concatenate([old, rows]), axis=0, return_inverse=True)[1].reshape(-1)
-        is_old = np.isin(both[len(old) :], both[: len(old)])
-        known.append(float(is_old[inverse.reshape(-1)].mean()))
+        groups = prefix_groups(np.concatenate([codes, new.codes]), length)
+        known.append(float(np.isin(groups[len(codes) :], groups[: len(codes)]).mean()))
     return {
         "unseen": inputs.unseen.description,
         "unseen_num_items": inputs.unseen.num_rows,

@@ -279,15 +279,22 @@ def look_around(
         on_block: 每读完一块调用一次。
     """
     total = source.num_rows
-    rows = sample_rows(total, NUM_QUERIES, SEED)
-    near = NearestSoFar(_gather(source, rows, block_rows), rows, NUM_NEIGHBOURS) if total > NUM_NEIGHBOURS else None
+    rows, plane_rows = sample_rows(total, NUM_QUERIES, SEED), sample_rows(total, _PLANE_ROWS, SEED)
+    # 三处要的行一遍取齐：特征可能有几百 GB，多读一遍很贵
+    wanted = np.unique(np.concatenate([rows, plane_rows, *([] if hit_rows is None else [hit_rows])]))
+    gathered = _gather(source, wanted, block_rows)
+
+    def vectors_of(some: np.ndarray) -> np.ndarray:
+        return gathered[np.searchsorted(wanted, some)]
+
+    near = NearestSoFar(vectors_of(rows), rows, NUM_NEIGHBOURS) if total > NUM_NEIGHBOURS else None
     hits: Dict[str, NearestSoFar] = {}
     if hit_rows is not None and total > 1:
-        width, vectors = min(max(HIT_KS), total - 1), _gather(source, hit_rows, block_rows)
-        hits["features"] = NearestSoFar(vectors, hit_rows, width, unit=True)
+        width = min(max(HIT_KS), total - 1)
+        hits["features"] = NearestSoFar(vectors_of(hit_rows), hit_rows, width, unit=True)
         if model is not None:
             hits["reconstruction"] = NearestSoFar(_decoded(model, encoded.codes[hit_rows]), hit_rows, width, unit=True)
-    axes = _principal_plane(_gather(source, sample_rows(total, _PLANE_ROWS, SEED), block_rows), encoded.mean)
+    axes = _principal_plane(vectors_of(plane_rows), encoded.mean)
     plane = np.empty((total, 2), dtype=np.float32)
     for block in source.blocks(block_rows):
         stop = block.start + len(block.vectors)

@@ -18,6 +18,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 import pyarrow as pa
 
+from .evaluation_tables import choose_items
 from .report_runs import Run
 
 __all__ = ["Blocks", "embedded_json", "pack_runs", "thin_items"]
@@ -27,9 +28,6 @@ MAX_TITLE = 200
 # 上色的标签只有几个，但名字都要能查；超过这么多种标签的多半是自由文本
 MAX_LABELS = 60_000
 _MISSING = 65535  # 坐标缺失的记号；有效值是 0…65534
-_KEPT_WORST = 200
-_KEPT_CROWDED = 50
-_CROWD_ROWS = 200
 
 
 class Blocks:
@@ -81,33 +79,20 @@ def pack_runs(runs: Sequence[Run]) -> Tuple[Dict[str, Any], Blocks]:
 
 
 def thin_items(items: pa.Table, num_levels: int, rows: int) -> pa.Table:
-    """减到约 `rows` 行：误差最大的与最拥挤的 ID 留下，其余按种子 0 抽；页面太大时用。
+    """减到 `rows` 行，挑法与评估目录相同（`evaluation_tables.choose_items`）；页面太大时用。
 
     Args:
         items: items.parquet。
         num_levels: 层数 L。
-        rows: 留几行；一定要留的至多占四分之三，所以总装得下。
+        rows: 留几行。
 
     Returns:
         原来的次序。
     """
     if items.num_rows <= rows:
         return items
-    error = _floats(items, "error")
-    keep = np.zeros(items.num_rows, dtype=bool)
-    keep[np.argsort(-np.nan_to_num(error, nan=-np.inf), kind="stable")[: min(_KEPT_WORST, rows // 4)]] = True
     codes = np.stack([_ints(items, f"l{level + 1}") for level in range(num_levels)], axis=1)
-    _, group, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    crowded = np.argsort(-sizes, kind="stable")[:_KEPT_CROWDED]
-    order = np.argsort(group.reshape(-1), kind="stable")
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    most = min(_CROWD_ROWS, max(2, rows // (2 * _KEPT_CROWDED)))  # 每组至多几行
-    for chosen in crowded[sizes[crowded] > 1]:
-        keep[order[starts[chosen] : min(starts[chosen + 1], starts[chosen] + most)]] = True
-    rest = np.flatnonzero(~keep)
-    extra = min(len(rest), max(0, rows - int(keep.sum())))
-    keep[np.random.default_rng(0).choice(rest, extra, replace=False)] = True
-    return items.filter(pa.array(keep))
+    return items.take(pa.array(choose_items(codes, _floats(items, "error"), rows)[0]))
 
 
 def _pack_run(run: Run, numbers: Dict[str, int], blocks: Blocks) -> Dict[str, Any]:

@@ -157,7 +157,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     ),
     # 报告：只读目录，不认模型；jinja2 只在 report
     "report_runs": ("evaluation_folder", "pyarrow"),
-    "report_data": ("report_runs", "numpy pyarrow"),
+    "report_data": ("evaluation_tables report_runs", "numpy pyarrow"),
     "report_figures": ("", ""),
     "report": ("__init__ durable report_data report_figures report_runs", "jinja2"),
     "commands": (
@@ -169,8 +169,8 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     # faiss 只在这一间房里导入
     "faiss_model": ("config encoder", "numpy torch faiss"),
     "commands_catalog": (
-        "commands durable faiss_model progress vectors catalog catalog.drift catalog.index_json catalog.migrate"
-        " catalog.update",
+        "durable faiss_model model_loading progress vectors catalog catalog.drift catalog.index_json"
+        " catalog.migrate catalog.update",
         "torch",
     ),
 }
