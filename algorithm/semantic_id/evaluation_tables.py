@@ -33,7 +33,7 @@ def choose_items(
 
     Returns:
         (行号升序 (R,), 说明)；不超过 limit 时是全部，否则是误差最大的 200 个、最拥挤的 50 个 ID 的成员（每个至多 200
-        个）与种子 0 的抽样。limit 小时前两样各自至多占四分之一、一半，总装得下。
+        个）与种子 0 的抽样。limit 小时前两样各占一半，总装得下。
     """
     total = len(codes)
     if total <= limit:
@@ -41,7 +41,7 @@ def choose_items(
     must: List[np.ndarray] = []
     if errors is not None:
         known = np.where(np.isnan(errors), -np.inf, errors)
-        must.append(np.argsort(-known, kind="stable")[: min(NUM_WORST, limit // 4)])
+        must.append(np.argsort(-known, kind="stable")[: min(NUM_WORST, limit // 2)])
     groups = prefix_groups(codes, codes.shape[1])
     counts = np.bincount(groups)
     crowded = np.argsort(-counts, kind="stable")[:NUM_CROWDED]
@@ -50,7 +50,7 @@ def choose_items(
     starts = np.concatenate([[0], np.cumsum(counts)])
     most = min(NUM_OF_A_CROWD, max(2, limit // (2 * max(1, len(crowded)))))
     must += [order[starts[g] : min(starts[g + 1], starts[g] + most)] for g in crowded]
-    fixed = np.unique(np.concatenate(must)) if must else np.zeros(0, dtype=np.int64)
+    fixed = np.unique(np.concatenate(must)[: limit - 1]) if must else np.zeros(0, dtype=np.int64)
     rest = np.setdiff1d(np.arange(total), fixed)
     rows = np.union1d(fixed, rest[sample_rows(len(rest), limit - len(fixed), 0)])
     how = f"sample of {len(rows)} by seed 0, with the {NUM_WORST} worst and the {NUM_CROWDED} most crowded IDs"

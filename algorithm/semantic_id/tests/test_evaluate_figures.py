@@ -152,6 +152,8 @@ def test_chosen_items_hold_the_worst_and_the_crowded():
     again = [tables.choose_items(codes, None, limit=400)[0].tolist() for _ in range(2)]
     assert again[0] == again[1]
     assert tables.choose_items(codes, errors)[1] == {"rows": 1000, "how": "all"}
+    for limit in (1, 50, 120, 999):  # 一定要留的比 limit 还多，也不超
+        assert len(np.unique(tables.choose_items(codes, errors, limit=limit)[0])) == limit
 
 
 def test_codeword_table_by_hand():
