@@ -250,11 +250,15 @@ PROVOKED = [
     ({"label_purity": [0.32, 0.9]}, "labels_ignored", "watch", "0.30"),
     ({"co_consumption_lift": [1.05, None]}, "behaviour_weak", "bad", "1.05"),
     ({"co_consumption_lift": [1.3, 2.0]}, "behaviour_weak", "watch", "1.30"),
+    (
+        {"co_consumption_lift": [5.4, 9.0], "codebook_sizes": [256, 256], "perplexity": [200.0, 200.0]},
+        "behaviour_thin", "watch", "5.4",
+    ),
     ({"embedding_hit_rate_10": 0.015}, "features_without_behaviour", "watch", "1.50%"),
     ({"reconstruction_hit_rate_10": 0.02}, "hit_rate_lost", "watch", "2.00%"),
     ({"generalisation_ratio": 1.5, "unseen_relative_mse": 0.6}, "generalisation_gap", "watch", "1.50"),
     ({"generalisation_ratio": 2.5, "unseen_relative_mse": 1.0}, "generalisation_gap", "bad", "1.00"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "code", "severity", "number"), PROVOKED)
@@ -264,6 +268,12 @@ def test_each_verdict_names_cause_and_cure(changes, code, severity, number):
     assert verdict.metric in METRIC_KEYS
     assert number in verdict.zh
     assert number in verdict.en
+
+
+def test_few_codes_are_not_held_to_the_lift_of_many_and_behaviour_speaks_first():
+    few = {**HEALTHY, "co_consumption_lift": [5.4, 9.0]}  # L1 只有 16 个码字
+    assert not problems(judge_health(few))
+    assert judge_health(few)[0].metric == "co_consumption_lift"
 
 
 def test_every_sentence_is_provoked_and_healthy_figures_are_ok():
