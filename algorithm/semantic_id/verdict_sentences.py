@@ -80,11 +80,11 @@ SENTENCES: Dict[str, Tuple[str, str]] = {
         "behaviour. Train with --pairs, or use vectors of a behaviour model.",
     ),
     "behaviour_thin": (
-        "一起消费的物品共享 L1 是随机的 {lift:.1f} 倍；我们的下游对照里，不到 {line:.0f} 倍的 ID 推荐得都不好（别的数据上先与另一套 ID 比）。"
-        "训练时加 --pairs，或换一种懂行为的特征。",
-        "items consumed together share L1 {lift:.1f} times as often as chance; in our downstream benchmark every ID under "
-        "{line:.0f} recommended poorly (on other data compare with another run first). Train with --pairs, or use "
-        "features that know behaviour.",
+        "一起消费的物品共享 L1 是随机的 {lift:.1f} 倍；我们的下游对照里，不到 {line:.0f} 倍的 ID 推荐得都不好"
+        "（别的数据上先与另一套 ID 比）。训练时加 --pairs，或换一种懂行为的特征。",
+        "items consumed together share L1 {lift:.1f} times as often as chance; in our downstream benchmark every ID "
+        "under {line:.0f} recommended poorly (on other data compare with another run first). Train with --pairs, or "
+        "use features that know behaviour.",
     ),
     "features_without_behaviour": (
         "一起消费的物品只有 {raw:.2%} 在特征的十近邻里，与随机差不多：特征本身不含行为，换码本没有用。"
