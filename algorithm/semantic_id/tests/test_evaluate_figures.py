@@ -196,8 +196,22 @@ def test_advice_on_a_sample_keeps_the_rows_per_codeword(monkeypatch):
     x = RNG.normal(size=(5000, 4)).astype(np.float32)
     monkeypatch.setattr(advise, "MAX_SAMPLE", 625)
     (level,) = advise.advise_sizes(open_vectors(x), num_levels=1)["levels"]
-    assert (level["rule"], level["measured_at"] * level["rule"] // level["size"]) == (64, 8)
-    assert {figures["size"] for figures in level["tried"]} >= {4, 8}
+    assert (level["rule"], level["measured_at"] * level["rule"] // level["size"]) == (128, 16)
+    assert {figures["size"] for figures in level["tried"]} >= {8, 16}
+
+
+@pytest.mark.parametrize(
+    ("num_items", "sizes"),
+    [
+        (100, [8, 8, 8]),  # √100 = 10；100 / 48 养不起更多
+        (4000, [64, 64, 64]),  # 4000 / 48 = 83
+        (12_101, [256, 256, 256]),  # √N = 110，但 N / 48 = 252 养得起
+        (117_791, [256, 1024, 2048]),  # √N = 343，N / 48 = 2454：下限 256 不起作用
+        (1_000_000, [1024, 4096, 16384]),
+    ],
+)
+def test_no_level_is_smaller_than_256_where_the_rows_can_feed_it(num_items, sizes):
+    assert advise.rule_sizes(num_items, 3) == sizes
 
 
 def test_advice_doors():
