@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from algorithm.semantic_id import metrics
 from algorithm.semantic_id import metrics_meaning as meaning
+from algorithm.semantic_id.metrics_behaviour import id_gini
 from algorithm.semantic_id.neighbours import exact_neighbours, sample_rows
 from downstream.data import Interactions
 
@@ -44,6 +45,9 @@ def proxies_of(codes: np.ndarray, sizes: tuple[int, ...], reference: Reference) 
     out["mean perplexity / K"] = float(np.mean([metrics.perplexity(count) / count.size for count in counts]))
     out["L1 perplexity / K"] = metrics.perplexity(counts[0]) / counts[0].size
     out["mean Gini"] = float(np.mean([metrics.gini(count) for count in counts]))
+    out["ID Gini (FORGE)"] = id_gini(codes)
+    whole = meaning.prefix_groups(codes, codes.shape[1])
+    out["explained variance, whole ID"] = explained_variance(reference.features, whole)
     share = meaning.neighbour_share(codes, reference.neighbours, reference.queries)
     train, held = (meaning.co_consumption(codes, pairs) for pairs in (reference.pairs, reference.held))
     for level in range(min(2, codes.shape[1])):
