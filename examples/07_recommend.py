@@ -19,8 +19,7 @@ from algorithm.semantic_id.decoding import PrefixTrie, TokenLayout, beam_search
 from algorithm.semantic_id.decoding.tokens import CLS_ID, PAD_ID
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(str(files("algorithm.semantic_id") / "demo"))
-HISTORY, BATCH = 5, 64
-STEPS = 1500 if len(sys.argv) > 1 else 100  # 真实的行为难学得多；1,500 步约半分钟
+HISTORY, BATCH, STEPS = 5, 64, 1500 if len(sys.argv) > 1 else 100  # 真实的行为难学；1,500 步约半分钟
 
 
 def load_users(category: np.ndarray, rng: np.random.Generator) -> np.ndarray:
