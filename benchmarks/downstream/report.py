@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
+from quality import tools
 
 from algorithm.semantic_id import metrics
 from downstream import baselines, proxies, scoring
 from downstream import row as rows
 from downstream.data import Interactions
 from downstream.generator import SIZES
-from downstream.tokenizers import Tokenizer, codes_of, sizes_of, suffixed, training_version
+from downstream.tokenizers import Tokenizer, codes_of, sizes_of, suffixed
 
 SAMPLES = 10_000
 REFERENCES = ("semid-default", "semid-pairs")
@@ -81,7 +82,7 @@ def collect(
 
 def head(entries: Dict[str, Entry], data: Interactions, args: argparse.Namespace) -> List[str]:
     packages = ("torch", "transformers", "numpy", "faiss-cpu", "semantic-id")
-    versions = {name: _version(name) for name in packages} | {"semid": training_version()}
+    versions = {name: _version(name) for name in packages} | {"semid": tools.TOOLS["semid-default"].version()}
     options = {name: getattr(args, name) for name in ("size", "seeds", "tokenizers")}
     parts = [f"--{name} {','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in options.items()]
     users = data.num_users

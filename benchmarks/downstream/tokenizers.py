@@ -7,13 +7,11 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
 import json
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Dict, Tuple
 
@@ -55,8 +53,7 @@ def from_tool(tool: tools.Tool) -> Tokenizer:
     def fit(data: Interactions, sizes: Tuple[int, ...], seed: int) -> np.ndarray:
         return next(iter(tool.fit(data.features, sizes, seed, tool.settings).values()))(data.features)[0]
 
-    version = training_version if tool.ours else tool.version
-    return Tokenizer(tool.name, fit, version, {"recipe": tool.recipe(), "settings": tool.settings})
+    return Tokenizer(tool.name, fit, tool.version, {"recipe": tool.recipe(), "settings": tool.settings})
 
 
 def semid_pairs(data: Interactions, sizes: Tuple[int, ...], seed: int) -> np.ndarray:
@@ -110,23 +107,6 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def training_version() -> str:
-    """我们的版本加训练与编码用到的源文件的摘要：从 trainer.py 顺着 import 找，改命令行不必重训。"""
-    folder = tools.PACKAGE / "semantic_id"
-    todo, seen = ["trainer"], set()
-    while todo:
-        name = todo.pop()
-        path = folder / f"{name}.py"
-        if name in seen or not path.is_file():
-            continue
-        seen.add(name)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                todo += [node.module] if node.module else [alias.name for alias in node.names]
-    files = [folder / f"{name}.py" for name in sorted(seen)] + sorted(folder.glob("*.cpp"))
-    return f"{metadata.version('semid')}+{_digest(b''.join(path.read_bytes() for path in files))[:12]}"
-
-
 def _faiss_version() -> str | None:
     return tools.TOOLS["faiss-rkm"].version()
 
@@ -140,7 +120,7 @@ TOKENIZERS = {
     for item in (
         from_tool(tools.TOOLS["semid-default"]),
         from_tool(tools.TOOLS["semid-max"]),
-        _own("semid-pairs", semid_pairs, training_version),
+        _own("semid-pairs", semid_pairs, tools.TOOLS["semid-default"].version),
         from_tool(tools.TOOLS["faiss-rkm"]),
         from_tool(tools.TOOLS["semantic-id-rqkmeans"]),
         from_tool(tools.TOOLS["semantic-id-rqvae-last"]),

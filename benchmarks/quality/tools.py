@@ -64,12 +64,20 @@ class Tool:
 
 
 def source_digest() -> str:
-    """包里全部源文件（测试除外）的 SHA-256 前 12 位。"""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*")):
-        if path.suffix in (".py", ".cpp") and "tests" not in path.parts:
-            digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+    """训练与编码用到的源文件的 SHA-256 前 12 位：从 trainer.py 顺着 import 找，改命令行或报告不必重训。"""
+    folder = PACKAGE / "semantic_id"
+    todo, seen = ["trainer"], set()
+    while todo:
+        name = todo.pop()
+        path = folder / f"{name}.py"
+        if name in seen or not path.is_file():
+            continue
+        seen.add(name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                todo += [node.module] if node.module else [alias.name for alias in node.names]
+    files = [folder / f"{name}.py" for name in sorted(seen)] + sorted(folder.glob("*.cpp"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def _sum_of(books: list[np.ndarray], codes: np.ndarray) -> np.ndarray:

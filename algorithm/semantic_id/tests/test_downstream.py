@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import itertools
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -293,7 +294,16 @@ def test_without_data_the_command_says_so_and_stops(
     assert "no items.parquet under --data-folder; nothing measured" in capsys.readouterr().err
 
 
-def test_our_version_follows_the_files_that_make_the_ids() -> None:
-    version = tokenizers.training_version()
-    assert version == tokenizers.training_version()
-    assert version.startswith("0.")
+def test_our_version_follows_the_files_that_make_the_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quality import tools
+
+    copy = tmp_path / "algorithm"
+    shutil.copytree(tools.PACKAGE, copy, ignore=shutil.ignore_patterns("tests", "__pycache__"))
+    before = tools.source_digest()
+    monkeypatch.setattr(tools, "PACKAGE", copy)
+    assert tools.source_digest() == before
+    for name, same in (("cli.py", True), ("verdicts.py", True), ("kmeans.py", False)):  # kmeans 由 initialize 引进来
+        with open(copy / "semantic_id" / name, "a", encoding="utf-8") as file:
+            file.write("\n# changed\n")
+        assert (tools.source_digest() == before) is same
+    assert tokenizers.TOKENIZERS["semid-pairs"].version() == tools.TOOLS["semid-default"].version()
