@@ -123,8 +123,8 @@ SENTENCES: Dict[str, Tuple[str, str]] = {
     ),
     "co_consumption_lift_ok": (
         "一起消费的物品共享 L1 是随机的 {value:.1f} 倍；我们的下游对照里它最能预示推荐的好坏。",
-        "items consumed together share L1 {value:.1f} times as often as chance; in our downstream benchmark this figure best "
-        "foretold recommendation quality.",
+        "items consumed together share L1 {value:.1f} times as often as chance; in our downstream benchmark this "
+        "figure best foretold recommendation quality.",
     ),
     "embedding_hit_rate_10_ok": (
         "一起消费的物品有 {value:.1%} 在特征的十近邻里，随机是 {chance:.2%}。",
