@@ -54,9 +54,10 @@ def rule_sizes(num_items: int, num_levels: int) -> List[int]:
         >>> rule_sizes(12_000, 3)
         [256, 256, 256]
     """
-    first, last = math.sqrt(num_items), max(num_items / 48, math.sqrt(num_items))
+    fed = num_items / 48  # 养得起这么多码字
+    first, last = math.sqrt(num_items), max(fed, math.sqrt(num_items))
     steps = max(num_levels - 1, 1)
-    floor = max(min(_AFFORDABLE, num_items / 48), 1)
+    floor = max(min(_AFFORDABLE, fed), 1)
     sizes = [max(first * (last / first) ** (level / steps), floor) for level in range(num_levels)]
     return [min(max(2 ** round(math.log2(size)), MIN_SIZE), MAX_SIZE) for size in sizes]
 

@@ -27,7 +27,7 @@ class Tool:
     """一家的一种做法。
 
     Attributes:
-        package: 发行包的名字，版本由它查；"semid" 另加源码的摘要。
+        package: 发行包的名字，版本由它查；"semid" 另加训练与编码的源码的摘要。
         module: 训练之前先导入，免得导入的时间算进训练。
         settings: 与它的默认不同的地方，或默认里值得写明的。
         fit: (训练行, 码本大小, 种子, settings) → 读法，第一种是它的默认读法。
@@ -48,7 +48,7 @@ class Tool:
         return self.package == "semid"
 
     def version(self) -> str | None:
-        """装着的版本；没装为 None。我们自己的再加源码摘要：改一行就得重跑。"""
+        """装着的版本；没装为 None。我们自己的再加训练与编码的源码摘要：改了它们就得重跑。"""
         try:
             found = metadata.version(self.package)
         except metadata.PackageNotFoundError:
