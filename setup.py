@@ -12,7 +12,10 @@ setup(
         Extension(
             "algorithm.semantic_id._native",
             sources=["algorithm/semantic_id/_native.cpp"],
-            depends=["algorithm/semantic_id/_native_beam.cpp"],  # 由 _native.cpp 包含
+            depends=[
+                "algorithm/semantic_id/_native_amx.cpp",
+                "algorithm/semantic_id/_native_beam.cpp",
+            ],  # 由 _native.cpp 包含
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off"],
             optional=True,

@@ -118,9 +118,10 @@ def ours(books: list[torch.Tensor], path: str) -> Encoder:
 
 def import_faiss():
     """faiss 轮子自带的旧 OpenBLAS 认不出新处理器，会退到 SSE 内核：替它点名，免得胜之不武。"""
-    best = (_search_native.available() or ("generic",))[-1]
-    if best != "generic":
-        os.environ.setdefault("OPENBLAS_CORETYPE", {"avx512": "SkylakeX", "avx2": "Haswell"}[best])
+    kernels = {"avx512": "SkylakeX", "avx2": "Haswell"}
+    best = [kernels[isa] for isa in _search_native.available() if isa in kernels]
+    if best:
+        os.environ.setdefault("OPENBLAS_CORETYPE", best[-1])
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -201,7 +202,7 @@ def vector_quantize(books: list[torch.Tensor]) -> Encoder:
     return encode
 
 
-CPU_ONLY = ("semid, avx2", "semid, numpy fallback", "faiss", "semantic-id RQKMeans numpy")
+CPU_ONLY = ("semid, avx512", "semid, avx2", "semid, numpy fallback", "faiss", "semantic-id RQKMeans numpy")
 
 
 def contestants(books: list[torch.Tensor], only: str) -> dict[str, Encoder]:
@@ -209,6 +210,7 @@ def contestants(books: list[torch.Tensor], only: str) -> dict[str, Encoder]:
     on_cpu = books[0].device.type == "cpu"
     makers: dict[str, Callable[[], Encoder]] = {
         "semid, auto": lambda: ours(books, "auto"),
+        "semid, avx512": lambda: ours(books, "avx512"),
         "semid, avx2": lambda: ours(books, "avx2"),
         "semid, numpy fallback": lambda: ours(books, "numpy"),
         "faiss IndexFlatL2 per level": lambda: faiss_flat(books),
@@ -289,7 +291,8 @@ def measure(
 def measure_exactness(x: torch.Tensor, books: list[torch.Tensor], rounds: int, watch: Stopwatch) -> list[str]:
     """误差界清零，float32 的得分说了算，与正常的搜索交错跑：多出来的时间就是「一个向量一个 ID」的代价。"""
     lines = ["## 裁决的代价", "", "| 路径 | 时间 ÷ 只看 float32 得分 | 编码因此不同的行 |", "|---|---|---|"]
-    for path in ("auto",) if watch.is_cuda else ("auto", "numpy"):
+    native = [isa for isa in _search_native.available() if isa != "amx"]  # AMX 的乘积只提名，没有「只看得分」一说
+    for path in ("auto",) if watch.is_cuda else (*native[-1:], "numpy"):
         bare = prepared_for(books, path)
         for book in bare:
             book.bound = (book.bound[0], 0.0, 0.0, 0.0, 0.0)
@@ -320,18 +323,19 @@ def measure_beams(
     x: torch.Tensor, mean: torch.Tensor, books: list[torch.Tensor], widths: list[int], rounds: int, watch: Stopwatch
 ) -> list[str]:
     """各束宽与贪心交错跑，返回报告的一节；后备路径与它自己的贪心比。"""
-    base, spare = "semid，贪心", "semid，贪心，NumPy 后备"
+    base = "semid，贪心"
     runners: dict[str, Encoder] = {base: ours(books, "auto")}
-    if not watch.is_cuda:
-        runners[spare] = ours(books, "numpy")
+    others = {} if watch.is_cuda else {"，NumPy 后备": "numpy"}  # 各与自己的贪心比
+    if "amx" in _search_native.available() and not watch.is_cuda:
+        others["，avx512"] = "avx512"
+    for label, path in others.items():
+        runners[base + label] = ours(books, path)
     sizes: dict[str, int] = {}
     for width in widths:
         name = f"semid，束宽 {width}"
         runners[name], sizes[name] = beam_encoder(books, width, 1 << 40)
-    for label, max_bytes, path in (("不建表", 0, "auto"), ("NumPy 后备", 1 << 40, "numpy")):
-        if watch.is_cuda and path == "numpy":
-            continue
-        name = f"semid，束宽 {widths[0]}，{label}"
+    for label, max_bytes, path in (("，不建表", 0, "auto"), *((k, 1 << 40, v) for k, v in others.items())):
+        name = f"semid，束宽 {widths[0]}{label}"
         runners[name], sizes[name] = beam_encoder(books, widths[0], max_bytes, path)
     try:
         for width in () if watch.is_cuda else (1, *widths):
@@ -356,7 +360,7 @@ def measure_beams(
         "|---|---|---|---|---|",
     ]
     for name in runners:
-        own = seconds[spare if name.endswith("NumPy 后备") else base]
+        own = seconds[next((base + label for label in others if name.endswith(label)), base)]
         ratio = statistics.median(a / b for a, b in zip(seconds[name], own, strict=True))
         table = f"{sizes[name] / 2**20:,.0f}" if name in sizes else ""
         rate = len(x) / statistics.median(seconds[name])

@@ -5,6 +5,9 @@
 // 得分 h = −‖c‖²/2 + x·c 只负责提名，裁决按 search.py 开头的 float64 定义：16 路、折半相加、不许 FMA。
 // 因此必须以 -ffp-contract=off 编译；提名用的 FMA 都是显式的 intrinsics，不受它影响。
 //
+// 有 AMX 的处理器上，提名改用 bfloat16 的瓦片乘法（`_native_amx.cpp`），约是 float32 乘积的十几倍；误差界随之放宽，
+// 候选多一些，裁决的定义不变，所以编号逐位相同。
+//
 // 指令集在运行时挑选，同一个二进制到处能用。没有 OpenMP：线程由 Python 一侧开，每个线程各算各的行块。
 // 假定输入有限（由 Python 的门口负责）；违反时答案无意义，但不会越界。
 
@@ -15,9 +18,12 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <new>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -30,6 +36,12 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 对自己的 intrinsics 头文件误报
 #endif
 #include <immintrin.h>
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define SEMID_AMX 1
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #ifdef _WIN32
 #define SEMID_API extern "C" __declspec(dllexport)
@@ -44,18 +56,20 @@
 
 // 与 Python 一侧的 ctypes.Structure 逐字段对应。
 struct Book {
-    const float *panels;      // (P, D, 32)
+    const float *table;       // 面板 (P, D, 32)；AMX 是按行存放的 (P * 32, D)
+    const uint16_t *tiles;    // AMX：(P, C, 2, 16, 32) 的 bfloat16，C 段宽度各 32；其余路径是 nullptr
     const float *bias;        // (P * 32) −‖c‖²/2；填充与重复的码字是 −inf
     const float *norm;        // (P * 32) ‖c‖ 的上界
     const float *panel_norm;  // (P) 面板内 ‖c‖ 的最大值
     int64_t size, width, num_panels;
     double top_norm, limit, slope, curve, eta, tau;  // 误差界的系数，见 search.py
+    double loss;              // AMX：‖c − bf16(c)‖ / ‖c‖ 的最大值
 };
 
 namespace {
 
-constexpr int kPanel = 32, kMaxRows = 16, kLanes = 16, kList = 32;
-constexpr int64_t kBlockBytes = 1 << 19;  // 一块行的瓦片，占 L2 的一半左右
+constexpr int kPanel = 32, kMaxRows = 32, kLanes = 16;
+constexpr int64_t kBlockBytes = 1 << 18;  // 一块行的瓦片，占 L2 的一半左右
 
 struct Candidate {
     double high;  // 得分 + 误差界
@@ -63,22 +77,22 @@ struct Candidate {
 };
 
 struct Row {
-    double low, rest, norm;    // 已知的最好下界；误差界里与码字无关的部分；‖x‖ 的上界
+    double low, rest, pull;    // 已知的最好下界；误差界里与码字无关的部分；‖c‖ 的系数
     double lost, compact_low;  // 因候选表满而丢掉的最大 high；上次整理候选表时的 low
     int count;
-    bool brute;
-    Candidate list[kList];
+    bool brute;                // 范数太大，得分会溢出：按定义逐一比较
 };
 
 // 一块行里每 R 行一片瓦片；门槛计算要按行向量化，所以这两个数组单独放。
 struct Tile {
     alignas(64) float base[kMaxRows];  // low − rest，向下舍入
-    alignas(64) float norm[kMaxRows];
+    alignas(64) float pull[kMaxRows];
 };
 
 // 算 R 行 × 一个面板：返回够得着门槛的行的位图，并写出这些行的 32 个得分与命中位图。
 using TileFn = unsigned (*)(const float *panel, const float *bias, int64_t width, const float *x,
                             const float *threshold, float *scores, uint32_t *masks);
+using DistanceFn = double (*)(const float *x, const float *code, int64_t width);
 using BruteFn = void (*)(const float *panel, int64_t width, const double *x, double *far);
 
 // ---- 定义：float64、16 路、折半相加 ----
@@ -89,15 +103,36 @@ SEMID_INLINE double fold_lanes(double *lane, int stride) {
     return lane[0];
 }
 
-double exact_distance(const float *panel, int64_t width, const double *x, int member) {
+// 码字相邻两个元素相隔 step。
+double exact_distance(const float *code, int64_t step, int64_t width, const double *x) {
     double lane[kLanes] = {0.0};
     for (int64_t d = 0; d < width; ++d) {
-        const double gap = x[d] - static_cast<double>(panel[d * kPanel + member]);
+        const double gap = x[d] - static_cast<double>(code[d * step]);
         const double square = gap * gap;
         lane[d % kLanes] += square;  // 末尾不足 16 个时补零与不补逐位相同：和不会是 −0.0
     }
     return fold_lanes(lane, 1);
 }
+
+// 定义里的距离，两边都按行连续；沿 16 路向量化，累加次序不变。
+SEMID_INLINE double row_distance(const float *x, const float *code, int64_t width) {
+    double lane[kLanes] = {0.0};
+    int64_t d = 0;
+    for (; d + kLanes <= width; d += kLanes)
+        for (int j = 0; j < kLanes; ++j) {
+            const double gap = static_cast<double>(x[d + j]) - static_cast<double>(code[d + j]);
+            const double square = gap * gap;
+            lane[j] += square;
+        }
+    for (int j = 0; d < width; ++d, ++j) {
+        const double gap = static_cast<double>(x[d]) - static_cast<double>(code[d]);
+        const double square = gap * gap;
+        lane[j] += square;
+    }
+    return fold_lanes(lane, 1);
+}
+
+double distance_generic(const float *x, const float *code, int64_t width) { return row_distance(x, code, width); }
 
 // 面板里 32 个码字的距离；每 8 个码字一组，让编译器沿码字方向向量化，累加次序不变。
 SEMID_INLINE void brute_panel(const float *panel, int64_t width, const double *x, double *far) {
@@ -219,6 +254,14 @@ __attribute__((target("avx2,fma"))) unsigned tile_avx2(const float *panel, const
     return hits;
 }
 
+__attribute__((target("avx512f"))) double distance_avx512(const float *x, const float *code, int64_t width) {
+    return row_distance(x, code, width);
+}
+
+__attribute__((target("avx2"))) double distance_avx2(const float *x, const float *code, int64_t width) {
+    return row_distance(x, code, width);
+}
+
 __attribute__((target("avx512f"))) void brute_avx512(const float *panel, int64_t width, const double *x, double *far) {
     brute_panel(panel, width, x, far);
 }
@@ -241,46 +284,160 @@ const TileFn kAvx512[] = {tile_avx512<1>,  tile_avx512<2>,  tile_avx512<3>,  til
                           tile_avx512<6>,  tile_avx512<7>,  tile_avx512<8>,  tile_avx512<9>, tile_avx512<10>,
                           tile_avx512<11>, tile_avx512<12>, tile_avx512<13>, tile_avx512<14>};
 const Isa kIsas[] = {{4, kGeneric, brute_generic}, {6, kAvx2, brute_avx2}, {14, kAvx512, brute_avx512}};
+constexpr int kAvx512Isa = 2, kAmxIsa = 3;  // AMX 另走一条路，见 _native_amx.cpp
 #else
 const Isa kIsas[] = {{4, kGeneric, brute_generic}};
 #endif
 
-// ---- 一块行 ----
+// ---- 候选表 ----
 
-class Block {
+// 最低的一位是第几位；mask 不为零。
+SEMID_INLINE int first_of(uint32_t mask) {
+#ifdef __GNUC__
+    return __builtin_ctz(mask);
+#else
+    int m = 0;
+    while (!(mask >> m & 1)) ++m;
+    return m;
+#endif
+}
+
+// 一块行的门槛与候选：各种乘积只管给出够得着门槛的得分，够不够得着、留下谁，都在这里。
+class Shortlist {
+protected:
+    Shortlist(const Book &book, int unit, int most, int64_t capacity)
+        : book_(book), unit_(unit), most_(most), rows_(capacity), tiles_((capacity + unit - 1) / unit),
+          list_(new Candidate[capacity * most]) {}
+
+    int64_t rows_in(int64_t t, int64_t count) const { return std::min<int64_t>(unit_, count - t * unit_); }
+    Candidate *list(int64_t i) const { return list_.get() + i * most_; }
+
+    // 第 i 行开始：norm 是 ‖x‖ 的上界，loss 是提名的乘积在 x 一侧另外丢掉的精度 ‖x − x̃‖ 的上界。
+    void open(int64_t i, double norm, double loss) {
+        Row &row = rows_[i];
+        row.rest = book_.eta * norm * norm + book_.tau * (1 + norm + book_.top_norm);
+        row.pull = book_.slope * norm + 1.001 * (loss + book_.loss * (norm + loss));
+        row.low = row.lost = row.compact_low = -std::numeric_limits<double>::infinity();
+        row.count = 0;
+        row.brute = !(norm <= book_.limit && book_.top_norm <= book_.limit);
+        Tile &tile = tiles_[i / unit_];
+        tile.base[i % unit_] = row.brute ? FLT_MAX : -FLT_MAX;
+        tile.pull[i % unit_] = std::nextafter(static_cast<float>(row.pull), FLT_MAX);
+    }
+
+    // 某个面板对各行的门槛；只许偏低，多减 2⁻²¹ 倍以盖住这几步的舍入。
+    float bar(int64_t p, const Tile &tile, int r) const {
+        const float top = book_.panel_norm[p];
+        const float value = tile.base[r] - (static_cast<float>(book_.curve) * top + tile.pull[r]) * top;
+        return std::max(value - std::fabs(value) * 0x1p-21f, -FLT_MAX);
+    }
+
+    double bound(const Row &row, int64_t code) const {
+        const double norm = book_.norm[code];
+        return (book_.curve * norm + row.pull) * norm + row.rest;
+    }
+
+    // 命中的得分按各自码字的界细看：先用最高分抬高门槛（开头几个面板几乎全部命中），再收下够得着的。
+    void collect(int64_t p, int64_t i, const float *scores, uint32_t mask) {
+        Row &row = rows_[i];
+        if (row.brute) return;
+        Tile &tile = tiles_[i / unit_];
+        const int r = static_cast<int>(i % unit_);
+        int top = first_of(mask);
+        for (uint32_t rest = mask; rest; rest &= rest - 1)
+            if (const int m = first_of(rest); scores[m] > scores[top]) top = m;
+        raise(tile, r, row, scores[top] - bound(row, p * kPanel + top));
+        const float least = bar(p, tile, r);
+        for (; mask; mask &= mask - 1) {
+            const int m = first_of(mask);
+            if (!(scores[m] >= least)) continue;
+            const double margin = bound(row, p * kPanel + m), high = scores[m] + margin;
+            raise(tile, r, row, scores[m] - margin);
+            if (high < row.low) continue;
+            if (row.count == most_ && row.low > row.compact_low) compact(i);
+            if (row.count == most_)
+                row.lost = std::max(row.lost, high);
+            else
+                list(i)[row.count++] = {high, p * kPanel + m};
+        }
+    }
+
+    static void raise(Tile &tile, int r, Row &row, double low) {
+        if (!(low > row.low)) return;
+        row.low = low;
+        tile.base[r] = std::nextafter(static_cast<float>(low - row.rest), -FLT_MAX);
+    }
+
+    void compact(int64_t i) {
+        Row &row = rows_[i];
+        int kept = 0;
+        for (int m = 0; m < row.count; ++m)
+            if (list(i)[m].high >= row.low) list(i)[kept++] = list(i)[m];
+        row.count = kept;
+        row.compact_low = row.low;
+    }
+
+    // 这一行的候选是否齐全；丢过够得着的候选（或没有候选）就不齐。
+    bool complete(int64_t i) {
+        Row &row = rows_[i];
+        compact(i);
+        return !row.brute && row.lost < row.low && row.count > 0;
+    }
+
+    const Book &book_;
+    const int unit_, most_;  // 一片瓦片几行；一行至多记几个候选
+    std::vector<Row> rows_;
+    std::vector<Tile> tiles_;
+
+private:
+    std::unique_ptr<Candidate[]> list_;
+};
+
+// ---- 一块行，float32 乘积 ----
+
+// 码本的面板 [d][32]。AMX 的码本按行存放，用到哪个面板才拼哪个。
+class Panels {
+public:
+    explicit Panels(const Book &book) : book_(book), spare_(book.tiles ? book.width * kPanel : 0) {}
+
+    const float *operator()(int64_t p) {
+        if (!book_.tiles) return book_.table + p * book_.width * kPanel;
+        for (int64_t m = 0; p != held_ && m < kPanel; ++m)
+            for (int64_t d = 0; d < book_.width; ++d)
+                spare_[d * kPanel + m] = book_.table[(p * kPanel + m) * book_.width + d];
+        held_ = p;
+        return spare_.data();
+    }
+
+private:
+    const Book &book_;
+    std::vector<float> spare_;
+    int64_t held_ = -1;
+};
+
+class Block : private Shortlist {
 public:
     Block(const Book &book, const Isa &isa, int64_t capacity)
-        : book_(book), isa_(isa), packed_(capacity * book.width), rows_(capacity),
-          tiles_((capacity + isa.rows - 1) / isa.rows), wide_(book.width) {}
+        : Shortlist(book, isa.rows, kList, capacity), isa_(isa), packed_(capacity * book.width), wide_(book.width),
+          panel_(book) {}
 
     void run(const float *x, int64_t row_stride, int64_t column_stride, int64_t count, int64_t *out) {
-        pack(x, row_stride, column_stride, count);
+        for (int64_t i = 0; i < count; ++i) pack(x + i * row_stride, column_stride, i, count);
         for (int64_t p = 0; p < book_.num_panels; ++p)
-            for (int64_t t = 0; t * isa_.rows < count; ++t) nominate(p, t, count);
+            for (int64_t t = 0; t * unit_ < count; ++t) nominate(p, t, count);
         bool any = false;
         for (int64_t i = 0; i < count; ++i) any |= !settle(i, count, out);
         if (any) brute_force(count, out);
     }
 
 private:
-    const float *panel(int64_t p) const { return book_.panels + p * book_.width * kPanel; }
-    int64_t rows_in(int64_t t, int64_t count) const { return std::min<int64_t>(isa_.rows, count - t * isa_.rows); }
+    static constexpr int kList = 32;
 
-    void pack(const float *x, int64_t row_stride, int64_t column_stride, int64_t count) {
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t t = i / isa_.rows, r = i % isa_.rows, rows = rows_in(t, count);
-            const float *source = x + i * row_stride;
-            float *target = packed_.data() + t * isa_.rows * book_.width + r;
-            for (int64_t d = 0; d < book_.width; ++d) target[d * rows] = source[d * column_stride];
-            Row &row = rows_[i];
-            row.norm = upper_norm(target, rows);
-            row.rest = book_.eta * row.norm * row.norm + book_.tau * (1 + row.norm + book_.top_norm);
-            row.low = row.lost = row.compact_low = -std::numeric_limits<double>::infinity();
-            row.count = 0;
-            row.brute = !(row.norm <= book_.limit && book_.top_norm <= book_.limit);
-            tiles_[t].base[r] = row.brute ? FLT_MAX : -FLT_MAX;
-            tiles_[t].norm[r] = std::nextafter(static_cast<float>(row.norm), FLT_MAX);
-        }
+    void pack(const float *source, int64_t column_stride, int64_t i, int64_t count) {
+        const int64_t t = i / unit_, rows = rows_in(t, count);
+        float *target = packed_.data() + t * unit_ * book_.width + i % unit_;
+        for (int64_t d = 0; d < book_.width; ++d) target[d * rows] = source[d * column_stride];
+        open(i, upper_norm(target, rows), 0.0);
     }
 
     // ‖x‖ 的上界；分 8 路累加，免得每一步都等上一步的加法延迟。
@@ -294,86 +451,44 @@ private:
         return std::sqrt(part[0]) * (1 + 1e-6);
     }
 
-    // 某个面板对各行的门槛；只许偏低，多减 2⁻²¹ 倍以盖住这几步的舍入。
-    float bar(int64_t p, const Tile &tile, int r) const {
-        const float top = book_.panel_norm[p];
-        const float curve = static_cast<float>(book_.curve), slope = static_cast<float>(book_.slope);
-        const float value = tile.base[r] - (curve * top * top + slope * top * tile.norm[r]);
-        return std::max(value - std::fabs(value) * 0x1p-21f, -FLT_MAX);
-    }
-
     void nominate(int64_t p, int64_t t, int64_t count) {
         alignas(64) float threshold[kMaxRows], scores[kMaxRows * kPanel];
         uint32_t masks[kMaxRows];
-        Tile &tile = tiles_[t];
-        for (int r = 0; r < kMaxRows; ++r) threshold[r] = bar(p, tile, r);
         const int64_t rows = rows_in(t, count);
-        unsigned hits = isa_.tiles[rows - 1](panel(p), book_.bias + p * kPanel, book_.width,
-                                             packed_.data() + t * isa_.rows * book_.width, threshold, scores, masks);
-        for (int r = 0; hits; ++r, hits >>= 1)
-            if (hits & 1) collect(p, tile, r, rows_[t * isa_.rows + r], scores + r * kPanel, masks[r]);
-    }
-
-    double bound(const Row &row, int64_t code) const {
-        const double norm = book_.norm[code];
-        return (book_.curve * norm + book_.slope * row.norm) * norm + row.rest;
-    }
-
-    // 命中的得分按各自码字的界细看：先用最高分抬高门槛（开头几个面板几乎全部命中），再收下够得着的。
-    void collect(int64_t p, Tile &tile, int r, Row &row, const float *scores, uint32_t mask) const {
-        if (row.brute) return;
-        int top = 0;
-        for (int i = 1; i < kPanel; ++i) top = scores[i] > scores[top] ? i : top;
-        raise(tile, r, row, scores[top] - bound(row, p * kPanel + top));
-        const float least = bar(p, tile, r);
-        for (int i = 0; i < kPanel; ++i) {
-            if (!(mask >> i & 1) || !(scores[i] >= least)) continue;
-            const double margin = bound(row, p * kPanel + i), high = scores[i] + margin;
-            raise(tile, r, row, scores[i] - margin);
-            if (high < row.low) continue;
-            if (row.count == kList && row.low > row.compact_low) compact(row);
-            if (row.count == kList)
-                row.lost = std::max(row.lost, high);
-            else
-                row.list[row.count++] = {high, p * kPanel + i};
+        for (int r = 0; r < unit_; ++r) threshold[r] = bar(p, tiles_[t], r);
+        unsigned hits = isa_.tiles[rows - 1](panel_(p), book_.bias + p * kPanel, book_.width,
+                                             packed_.data() + t * unit_ * book_.width, threshold, scores, masks);
+        for (; hits; hits &= hits - 1) {
+            const int r = first_of(hits);
+            collect(p, t * unit_ + r, scores + r * kPanel, masks[r]);
         }
     }
 
-    static void raise(Tile &tile, int r, Row &row, double low) {
-        if (!(low > row.low)) return;
-        row.low = low;
-        tile.base[r] = std::nextafter(static_cast<float>(low - row.rest), -FLT_MAX);
-    }
-
-    static void compact(Row &row) {
-        int kept = 0;
-        for (int i = 0; i < row.count; ++i)
-            if (row.list[i].high >= row.low) row.list[kept++] = row.list[i];
-        row.count = kept;
-        row.compact_low = row.low;
-    }
-
     const double *wide_row(int64_t i, int64_t count) {
-        const int64_t t = i / isa_.rows, rows = rows_in(t, count);
-        const float *source = packed_.data() + t * isa_.rows * book_.width + i % isa_.rows;
+        const int64_t t = i / unit_, rows = rows_in(t, count);
+        const float *source = packed_.data() + t * unit_ * book_.width + i % unit_;
         for (int64_t d = 0; d < book_.width; ++d) wide_[d] = source[d * rows];
         return wide_.data();
     }
 
-    // 唯一候选即答案，多个候选按定义裁决；丢过够得着的候选（或没有候选）则返回 false，留给逐一比较。
+    double distance(const double *x, int64_t code) const {
+        if (book_.tiles) return exact_distance(book_.table + code * book_.width, 1, book_.width, x);
+        const float *panel = book_.table + code / kPanel * kPanel * book_.width;
+        return exact_distance(panel + code % kPanel, kPanel, book_.width, x);
+    }
+
+    // 唯一候选即答案，多个候选按定义裁决；候选不齐则返回 false，留给逐一比较。
     bool settle(int64_t i, int64_t count, int64_t *out) {
         Row &row = rows_[i];
-        compact(row);
-        row.brute = row.brute || row.lost >= row.low || row.count == 0;
+        row.brute = !complete(i);
         if (row.brute) return false;
-        out[i] = row.list[0].code;
+        out[i] = list(i)[0].code;
         if (row.count == 1) return true;
         const double *x = wide_row(i, count);
         double least = std::numeric_limits<double>::infinity();
-        for (int c = 0; c < row.count; ++c) {  // 候选按编号递增进表，严格小于即取最低编号
-            const int64_t code = row.list[c].code;
-            const double far = exact_distance(panel(code / kPanel), book_.width, x, static_cast<int>(code % kPanel));
-            if (far < least) least = far, out[i] = code;
+        for (int m = 0; m < row.count; ++m) {  // 候选按编号递增进表，严格小于即取最低编号
+            const double far = distance(x, list(i)[m].code);
+            if (far < least) least = far, out[i] = list(i)[m].code;
         }
         return true;
     }
@@ -386,31 +501,35 @@ private:
         double far[kPanel];
         for (int64_t p = 0; p < book_.num_panels; ++p)
             for (const int64_t i : rows) {
-                isa_.brute(panel(p), book_.width, wide_row(i, count), far);
+                isa_.brute(panel_(p), book_.width, wide_row(i, count), far);
                 const int64_t members = std::min<int64_t>(kPanel, book_.size - p * kPanel);
                 for (int64_t m = 0; m < members; ++m)
                     if (far[m] < rows_[i].low) rows_[i].low = far[m], out[i] = p * kPanel + m;
             }
     }
 
-    const Book &book_;
     const Isa &isa_;
     std::vector<float> packed_;
-    std::vector<Row> rows_;
-    std::vector<Tile> tiles_;
     std::vector<double> wide_;
+    Panels panel_;
 };
 
 }  // namespace
 
+#ifdef SEMID_AMX
+#include "_native_amx.cpp"
+#endif
 #include "_native_beam.cpp"
 
-SEMID_API int semid_version() { return 3; }
+SEMID_API int semid_version() { return 4; }
 
-// 本机可用的最好指令集：0 通用、1 AVX2、2 AVX-512。
+// 本机可用的最好指令集：0 通用、1 AVX2、2 AVX-512、3 AMX。
 SEMID_API int semid_best_isa() {
 #ifdef SEMID_X86
     __builtin_cpu_init();
+#ifdef SEMID_AMX
+    if (amx_allowed()) return 3;
+#endif
     if (__builtin_cpu_supports("avx512f")) return 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
@@ -425,6 +544,32 @@ SEMID_API void semid_pack(const float *codes, const int64_t *rows, int64_t count
     }
 }
 
+namespace {
+
+// 一块几行：打包好的行占 L2 的一小半，又是瓦片行数的倍数。
+int64_t capacity_of(int64_t count, int64_t unit, int64_t row_bytes) {
+    const int64_t fit = std::min<int64_t>(kBlockBytes / row_bytes, 1024);
+    return std::min(count, std::max<int64_t>(1, fit / unit) * unit);
+}
+
+template <class B>
+void in_blocks(B &block, int64_t capacity, const float *x, int64_t row_stride, int64_t column_stride, int64_t count,
+               int64_t *out) {
+    for (int64_t start = 0; start < count; start += capacity)
+        block.run(x + start * row_stride, row_stride, column_stride, std::min(capacity, count - start), out + start);
+}
+
+}  // namespace
+
+#ifdef SEMID_AMX
+// 把 codes 的第 i 行写成第 rows[i] 个码字的 bfloat16 瓦片。
+SEMID_API void semid_pack_amx(const float *codes, const int64_t *rows, int64_t count, int64_t width, uint16_t *tiles) {
+    const int64_t panel = amx_chunks(width) * 2 * kAmxTile;
+    for (int64_t i = 0; i < count; ++i)
+        amx_pack_code(codes + i * width, width, static_cast<int>(rows[i] % kPanel), tiles + rows[i] / kPanel * panel);
+}
+#endif
+
 // count 行的最近码字；步长以元素计。返回 0 成功，1 内存不足。
 SEMID_API int semid_nearest(const Book *book, int isa, const float *x, int64_t row_stride, int64_t column_stride,
                             int64_t count, int64_t *out) {
@@ -434,12 +579,19 @@ SEMID_API int semid_nearest(const Book *book, int isa, const float *x, int64_t r
 #endif
     int status = 0;
     try {
-        const int64_t unit = kIsas[isa].rows, fit = std::min<int64_t>(kBlockBytes / (4 * book->width), 1024);
-        const int64_t capacity = std::min(count, std::max<int64_t>(1, fit / unit) * unit);
-        Block block(*book, kIsas[isa], capacity);
-        for (int64_t start = 0; start < count; start += capacity)
-            block.run(x + start * row_stride, row_stride, column_stride, std::min(capacity, count - start),
-                      out + start);
+#ifdef SEMID_AMX
+        if (isa == kAmxIsa) {
+            const int64_t capacity = capacity_of(count, kAmxRows, 2 * book->width);
+            const AmxSession session;
+            AmxBlock block(*book, capacity);
+            in_blocks(block, capacity, x, row_stride, column_stride, count, out);
+        } else
+#endif
+        {
+            const int64_t capacity = capacity_of(count, kIsas[isa].rows, 4 * book->width);
+            Block block(*book, kIsas[isa], capacity);
+            in_blocks(block, capacity, x, row_stride, column_stride, count, out);
+        }
     } catch (const std::bad_alloc &) {
         status = 1;
     }

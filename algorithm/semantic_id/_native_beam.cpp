@@ -3,7 +3,7 @@
 // 做法：一块行（几千行）打包一次，每层的 z·c 只乘一遍；瓦片的得分落在 L1，各路径当场减去自己的内积表再与门槛比较。
 // 内积表按面板最外排列，一个面板的一片（默认规模 320 KB）由整块行轮流使用。它是 int16 定点数：内存与带宽省一半，而
 // 单位取 ‖q‖·max‖c‖ / 32766（max 只在这个面板的 32 个码字里取），半个单位的误差与 float32 乘积自身的误差界相当。
-// 没有表的层把各路径的残差当作行来乘。够得着门槛的得分进候选表，一层结束后逐行按定义裁决，所以两种走法答案相同。
+// 没有表的层把各路径的残差当作行来乘；AMX 的乘积便宜到每一层都这样做，不用表。够得着门槛的得分进候选表，一层结束后逐行按定义裁决，所以两种走法答案相同。
 
 struct BeamLevel {
     const Book *book;
@@ -44,7 +44,6 @@ struct Sift {
 };
 
 using SiftFn = int (*)(const Sift &);
-using DistanceFn = double (*)(const float *, const float *, int64_t);
 
 int sift_generic(const Sift &s) {
     int found = 0;
@@ -63,26 +62,6 @@ int sift_generic(const Sift &s) {
     }
     return found;
 }
-
-// 定义里的距离，两边都按行连续；沿 16 路向量化，累加次序不变。
-SEMID_INLINE double row_distance(const float *x, const float *code, int64_t width) {
-    double lane[kLanes] = {0.0};
-    int64_t d = 0;
-    for (; d + kLanes <= width; d += kLanes)
-        for (int j = 0; j < kLanes; ++j) {
-            const double gap = static_cast<double>(x[d + j]) - static_cast<double>(code[d + j]);
-            const double square = gap * gap;
-            lane[j] += square;
-        }
-    for (int j = 0; d < width; ++d, ++j) {
-        const double gap = static_cast<double>(x[d]) - static_cast<double>(code[d]);
-        const double square = gap * gap;
-        lane[j] += square;
-    }
-    return fold_lanes(lane, 1);
-}
-
-double distance_generic(const float *x, const float *code, int64_t width) { return row_distance(x, code, width); }
 
 #ifdef SEMID_X86
 __attribute__((target("avx512f"))) int sift_avx512(const Sift &s) {
@@ -139,17 +118,11 @@ __attribute__((target("avx2,fma"))) int sift_avx2(const Sift &s) {
     return found;
 }
 
-__attribute__((target("avx512f"))) double distance_avx512(const float *x, const float *code, int64_t width) {
-    return row_distance(x, code, width);
-}
-
-__attribute__((target("avx2"))) double distance_avx2(const float *x, const float *code, int64_t width) {
-    return row_distance(x, code, width);
-}
-
+constexpr int kPlainIsas = 3;  // 编号不小于它的是 AMX
 const SiftFn kSifts[] = {sift_generic, sift_avx2, sift_avx512};
 const DistanceFn kDistances[] = {distance_generic, distance_avx2, distance_avx512};
 #else
+constexpr int kPlainIsas = 1;
 const SiftFn kSifts[] = {sift_generic};
 const DistanceFn kDistances[] = {distance_generic};
 #endif
@@ -159,21 +132,33 @@ const DistanceFn kDistances[] = {distance_generic};
 class BeamBlock {
 public:
     BeamBlock(const Beam &beam, int isa, int64_t capacity)
-        : beam_(beam), isa_(kIsas[isa]), sift_(kSifts[isa]), distance_(kDistances[isa]), width_(beam.width),
-          most_(beam.size + 1), kept_(2 * beam.size + 24), packed_(capacity * width_), rows_(capacity),
+        : beam_(beam), amx_(isa > kPlainIsas - 1), isa_(kIsas[isa - amx_]), sift_(kSifts[isa - amx_]),
+          distance_(kDistances[isa - amx_]), width_(beam.width), most_(beam.size + 1),
+          kept_(2 * beam.size + (amx_ ? 120 : 24)), packed_(amx_ ? 0 : capacity * width_), rows_(capacity),
           slots_(capacity * most_ * beam.num_levels), error_(capacity * most_), reach_(capacity * most_),
-          half_(capacity * most_), lows_(capacity * beam.size), list_(capacity * kept_), scores_(kMaxRows * kPanel),
-          which_(most_), masks_(most_), out_(most_ * kPanel), residual_(width_), wide_(width_) {}
+          pull_(capacity * most_), half_(capacity * most_), lows_(capacity * beam.size), list_(capacity * kept_), scores_(kMaxRows * kPanel),
+          which_(most_), masks_(most_), out_(most_ * kPanel), residual_(width_), wide_(width_) {
+#ifdef SEMID_AMX
+        if (amx_) halves_ = std::make_unique<AmxRows>(width_, capacity * most_);
+#endif
+    }
 
     void run(const float *z, int64_t count, int64_t *codes, double *errors) {
         z_ = z, count_ = count;
         start();
         for (int64_t l = 0; l < beam_.num_levels; ++l) {
             level_ = &beam_.levels[l], book_ = level_->book, depth_ = static_cast<int>(l);
-            const bool direct = l > 0 && !level_->table;
+            const bool direct = amx_ || (l > 0 && !level_->table);
             grain_ = direct || l == 0 ? 0.0 : beam_.grain;
-            for (int64_t i = 0; i < count; ++i) open(i, direct);
-            direct ? multiply_paths() : multiply_rows();
+            std::vector<int64_t> rows(direct ? count : 0);
+            std::iota(rows.begin(), rows.end(), 0);
+#ifdef SEMID_AMX
+            if (amx_) rows = multiply_amx();  // 余下候选挤爆的行，用 float32 重做
+#endif
+            for (const int64_t i : rows) open(i, true);
+            if (!direct)
+                for (int64_t i = 0; i < count; ++i) open(i, false);
+            direct ? multiply_paths(rows) : multiply_rows();
             for (int64_t i = 0; i < count; ++i) settle(i);
         }
         for (int64_t i = 0; i < count; ++i) write(i, codes, errors);
@@ -201,13 +186,12 @@ private:
     static constexpr double kHuge = std::numeric_limits<double>::infinity();
 
     int32_t *slots(int64_t i, int64_t k) { return slots_.data() + (i * most_ + k) * beam_.num_levels; }
-    const float *panel(int64_t p) const { return book_->panels + p * width_ * kPanel; }
     int64_t rows_in(int64_t t, int64_t count) const { return std::min<int64_t>(isa_.rows, count - t * isa_.rows); }
 
     // 打包 z，每行从一条空路径开始。
     void start() {
         for (int64_t i = 0; i < count_; ++i) {
-            pack(z_ + i * width_, i, count_, packed_.data());
+            if (!amx_) pack(z_ + i * width_, i, count_, packed_.data());
             State &row = rows_[i];
             row.norm_z = reach_[i * most_] = upper_norm(z_ + i * width_);
             row.paths = 1, row.greedy = 0;
@@ -235,24 +219,29 @@ private:
         return beam_.eta * reach * reach + beam_.drift * error + beam_.tau * (1 + reach + book_->top_norm);
     }
 
-    // 一层开始时的门槛。reach 是误差界里的 W：查表时 ‖z‖ + Σ‖q‖，直接乘时 ‖r‖，后者由误差得来。
-    void open(int64_t i, bool direct) {
+    // 一层开始时的门槛。reach 是误差界里的 W：查表时 ‖z‖ + Σ‖q‖，直接乘时 ‖r‖，后者由误差得来。losses 是各路径的残差舍入成
+    // bfloat16 的误差；float32 的乘积没有它。
+    void open(int64_t i, bool direct, const double *losses = nullptr) {
         State &row = rows_[i];
-        double reach = 0.0, error = 0.0;
+        double reach = 0.0, error = 0.0, pull = 0.0;
         for (int64_t k = 0; k < row.paths; ++k) {
             double &own = reach_[i * most_ + k];
-            if (direct) {
+            if (depth_ > 0 && direct) {
                 own = std::sqrt(error_[i * most_ + k]) * (1 + 1e-6);
             } else if (depth_ > 0) {
                 own = row.norm_z;
                 for (int j = 0; j < depth_; ++j)
                     own += beam_.levels[j].book->norm[slots(i, k)[j] - beam_.levels[j].first];
             }
+            double &slope = pull_[i * most_ + k];
+            slope = beam_.slope * own;
+            if (losses) slope += 1.001 * (losses[k] + book_->loss * (own + losses[k]));
             reach = std::max(reach, own);
             error = std::max(error, error_[i * most_ + k]);
+            pull = std::max(pull, slope);
         }
         row.rest = rest(reach, error);
-        row.pull = std::nextafter(static_cast<float>(beam_.slope * reach + grain_ * (reach - row.norm_z)), FLT_MAX);
+        row.pull = std::nextafter(static_cast<float>(pull + grain_ * (reach - row.norm_z)), FLT_MAX);
         row.brute = !(reach <= beam_.limit && book_->top_norm <= beam_.limit);
         row.base = row.brute ? FLT_MAX : -FLT_MAX;
         row.low = row.low_greedy = row.lost = row.lost_greedy = kNone;
@@ -277,6 +266,7 @@ private:
         float open_bar[kMaxRows];
         uint32_t ignored[kMaxRows];
         std::fill_n(open_bar, kMaxRows, -std::numeric_limits<float>::infinity());  // 所有得分都写出来
+        Panels panel(*book_);
         const int64_t slice = level_->first * kPanel, tiles = (count_ + isa_.rows - 1) / isa_.rows;
         for (int64_t p = 0; p < book_->num_panels; ++p) {
             const int16_t *table = depth_ > 0 ? level_->table + p * slice : nullptr;
@@ -331,7 +321,8 @@ private:
 
     // ---- 提名：没有表，每条路径乘一次 ----
 
-    void multiply_paths() {
+    void multiply_paths(const std::vector<int64_t> &rows) {
+        Panels panel(*book_);
         const int64_t unit = isa_.rows, fit = std::max<int64_t>(1, kBlockBytes / (4 * width_) / unit) * unit;
         std::vector<std::pair<int64_t, int32_t>> entries;  // （行，路径）
         std::vector<float> packed(fit * width_);
@@ -343,10 +334,11 @@ private:
             }
             for (int64_t p = 0; p < book_->num_panels; ++p)
                 for (int64_t t = 0; t * unit < count; ++t)
-                    multiply_tile(p, entries.data() + t * unit, rows_in(t, count), packed.data() + t * unit * width_);
+                    multiply_tile(p, panel(p), entries.data() + t * unit, rows_in(t, count),
+                                  packed.data() + t * unit * width_);
             entries.clear();
         };
-        for (int64_t i = 0; i < count_; ++i)
+        for (const int64_t i : rows)
             for (int32_t k = 0; k < rows_[i].paths; ++k) {
                 entries.emplace_back(i, k);
                 if (static_cast<int64_t>(entries.size()) == fit) flush();
@@ -354,19 +346,51 @@ private:
         if (!entries.empty()) flush();
     }
 
-    void multiply_tile(int64_t p, const std::pair<int64_t, int32_t> *entries, int64_t rows, const float *packed) {
-        float bars[kMaxRows];
-        uint32_t masks[kMaxRows];
-        for (int64_t r = 0; r < kMaxRows; ++r) bars[r] = FLT_MAX;
+    void set_bars(int64_t p, const std::pair<int64_t, int32_t> *entries, int64_t rows, float *bars) const {
         for (int64_t r = 0; r < rows; ++r) {
             const auto [i, k] = entries[r];
             bars[r] = std::max(bar(rows_[i], p) + half_[i * most_ + k], -FLT_MAX);
         }
-        unsigned hits = isa_.tiles[rows - 1](panel(p), book_->bias + p * kPanel, width_, packed, bars, scores_.data(),
+    }
+
+    void multiply_tile(int64_t p, const float *panel, const std::pair<int64_t, int32_t> *entries, int64_t rows,
+                       const float *packed) {
+        float bars[kMaxRows];
+        uint32_t masks[kMaxRows];
+        set_bars(p, entries, rows, bars);
+        unsigned hits = isa_.tiles[rows - 1](panel, book_->bias + p * kPanel, width_, packed, bars, scores_.data(),
                                              masks);
         for (int r = 0; hits; ++r, hits >>= 1)
             if (hits & 1) collect(p, entries[r].first, entries[r].second, scores_.data() + r * kPanel, masks[r]);
     }
+
+#ifdef SEMID_AMX
+    // 各路径的残差舍入成 bfloat16 来乘；返回候选不齐的行。
+    std::vector<int64_t> multiply_amx() {
+        std::vector<std::pair<int64_t, int32_t>> entries;  // （行，路径）
+        std::vector<double> losses(most_);
+        for (int64_t i = 0; i < count_; ++i) {
+            for (int32_t k = 0; k < rows_[i].paths; ++k) {
+                double ignored;
+                form_residual(i, k);
+                halves_->pack(residual_.data(), 1, static_cast<int64_t>(entries.size()), &ignored, &losses[k]);
+                entries.emplace_back(i, k);
+            }
+            open(i, true, losses.data());
+        }
+        const auto bars = [&](int64_t p, int64_t first, int64_t rows, float *line) {
+            set_bars(p, entries.data() + first, rows, line);
+        };
+        halves_->multiply(*book_, static_cast<int64_t>(entries.size()), bars,
+                          [&](int64_t p, int64_t e, const float *scores, uint32_t mask) {
+                              collect(p, entries[e].first, entries[e].second, scores, mask);
+                          });
+        std::vector<int64_t> crowded;
+        for (int64_t i = 0; i < count_; ++i)
+            if (!complete(i)) crowded.push_back(i);
+        return crowded;
+    }
+#endif
 
     // ---- 候选 ----
 
@@ -374,12 +398,12 @@ private:
     void collect(int64_t p, int64_t i, int32_t k, const float *scores, uint32_t mask) {
         State &row = rows_[i];
         if (row.brute) return;
-        const double reach = reach_[i * most_ + k], half = 0.5 * error_[i * most_ + k], fixed =
-            rest(reach, 2 * half) + grain_ * (reach - row.norm_z) * book_->panel_norm[p];
+        const double reach = reach_[i * most_ + k], pull = pull_[i * most_ + k], half = 0.5 * error_[i * most_ + k];
+        const double fixed = rest(reach, 2 * half) + grain_ * (reach - row.norm_z) * book_->panel_norm[p];
         for (int m = 0; mask; ++m, mask >>= 1) {
             if (!(mask & 1)) continue;
             const double norm = book_->norm[p * kPanel + m];
-            const double margin = (beam_.curve * norm + beam_.slope * reach) * norm + fixed;
+            const double margin = (beam_.curve * norm + pull) * norm + fixed;
             const double score = scores[m] - half, high = score + margin;
             if (!(high >= row.low || (k == row.greedy && high >= row.low_greedy))) continue;
             raise(i, k, score - margin);
@@ -449,11 +473,16 @@ private:
         return a.path != b.path ? a.path < b.path : a.code < b.code;
     }
 
+    bool complete(int64_t i) {
+        compact(i);
+        const State &row = rows_[i];
+        return !row.brute && row.count > 0 && row.lost < row.low && row.lost_greedy < row.low_greedy;
+    }
+
     void settle(int64_t i) {
         State &row = rows_[i];
-        compact(i);
         found_.clear();
-        if (row.brute || row.count == 0 || row.lost >= row.low || row.lost_greedy >= row.low_greedy) {
+        if (!complete(i)) {
             compare_all(i);
         } else {
             const Hit *list = list_.data() + i * kept_;
@@ -471,6 +500,7 @@ private:
     // 全部路径与全部码字按定义比较；只留前 size 名（最大堆）与贪心的最近码字。
     void compare_all(int64_t i) {
         State &row = rows_[i];
+        Panels panel(*book_);
         Found nearest = {kHuge, row.greedy, -1};
         double far[kPanel];
         for (int32_t k = 0; k < row.paths; ++k) {
@@ -539,14 +569,15 @@ private:
     }
 
     const Beam &beam_;
-    const Isa &isa_;
+    const bool amx_;
+    const Isa &isa_;  // AMX 用它的 float32 乘积重做候选挤爆的行
     const SiftFn sift_;
     const DistanceFn distance_;
     const int64_t width_, most_, kept_;  // most_：一行至多几条路径；kept_：候选表的容量
     std::vector<float> packed_;
     std::vector<State> rows_;
     std::vector<int32_t> slots_;  // (行, 路径, 层) 槽位 = 此前各层码字数之和 + 编号
-    std::vector<double> error_, reach_;
+    std::vector<double> error_, reach_, pull_;  // 误差；误差界里的 W 与 ‖c‖ 的系数
     std::vector<float> half_;
     std::vector<double> lows_;  // (行, size) 最大的几个得分下界
     std::vector<Hit> list_;
@@ -557,6 +588,9 @@ private:
     std::vector<double> wide_;
     std::vector<Found> found_;
     std::vector<int32_t> grown_;
+#ifdef SEMID_AMX
+    std::unique_ptr<AmxRows> halves_;
+#endif
     const float *z_ = nullptr;
     const BeamLevel *level_ = nullptr;
     const Book *book_ = nullptr;
@@ -576,11 +610,17 @@ SEMID_API int semid_beam(const Beam *beam, int isa, const float *z, int64_t coun
 #endif
     int status = 0;
     try {
-        // 行越多，一片内积表用得越值
+        // 行越多，一片内积表用得越值；AMX 没有表，各路径的残差能留在 L2 就好
+        const bool amx = isa >= kPlainIsas;
         const int64_t bytes = 4 * beam->width + (64 + 4 * beam->num_levels) * (beam->size + 1) + 512;
-        const int64_t unit = kIsas[isa].rows, fit = std::min<int64_t>(kBeamBytes / bytes, kBeamRows);
+        const int64_t most = amx ? kBlockBytes / (2 * beam->width * (beam->size + 1)) : kBeamBytes / bytes;
+        const int64_t unit = amx ? kMaxRows : kIsas[isa].rows, fit = std::min<int64_t>(most, kBeamRows);
         const int64_t capacity = std::min(count, std::max<int64_t>(1, fit / unit) * unit);
         if (capacity > 0) {
+#ifdef SEMID_AMX
+            std::unique_ptr<AmxSession> session;
+            if (amx) session = std::make_unique<AmxSession>();
+#endif
             BeamBlock block(*beam, isa, capacity);
             for (int64_t start = 0; start < count; start += capacity)
                 block.run(z + start * beam->width, std::min(capacity, count - start),

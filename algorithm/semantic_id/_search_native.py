@@ -19,14 +19,14 @@ import torch
 if TYPE_CHECKING:
     from .search import PreparedCodebook
 
-__all__ = ["available", "beam_search", "pack", "search"]
+__all__ = ["available", "beam_search", "pack", "pack_halves", "search"]
 
-_VERSION = 3  # 与 _native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
-_ISAS = ("generic", "avx2", "avx512")  # 下标即 _native.cpp 里的编号
-_TILE_ROWS = (4, 6, 14)  # 各指令集一片瓦片的行数；每段取它的倍数，才没有半空的瓦片
-_CHUNK = 4200  # 一个线程一次最多领的行数，是它们的公倍数；束搜索靠它让几千行轮流用一片内积表
+_VERSION = 4  # 与 _native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
+_ISAS = ("generic", "avx2", "avx512", "amx")  # 下标即 _native.cpp 里的编号
+_TILE_ROWS = (4, 6, 14, 32)  # 各指令集一片瓦片的行数；每段取它的倍数，才没有半空的瓦片
+_CHUNK = 4032  # 一个线程一次最多领的行数，是它们的公倍数；束搜索靠它让几千行轮流用一片内积表
 # 乘加次数低于它（一个线程约 20 毫秒）就用一个线程：忙机器上被叫醒的线程可能要等一个时间片，活太短便赔本
-_WORTH_THREADS = 1 << 31
+_WORTH_THREADS = (1 << 31, 1 << 31, 1 << 31, 1 << 34)
 _FINE = 252  # 几个线程分活时一段不少于这么多行：再短，每段都要把码本从头读一遍
 
 
@@ -34,9 +34,9 @@ class _Book(ctypes.Structure):
     """与 _native.cpp 的 struct Book 逐字段对应。"""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("panels", "bias", "norm", "panel_norm")),
+        *((name, ctypes.c_void_p) for name in ("table", "tiles", "bias", "norm", "panel_norm")),
         *((name, ctypes.c_int64) for name in ("size", "width", "num_panels")),
-        *((name, ctypes.c_double) for name in ("top_norm", "limit", "slope", "curve", "eta", "tau")),
+        *((name, ctypes.c_double) for name in ("top_norm", "limit", "slope", "curve", "eta", "tau", "loss")),
     ]
 
 
@@ -73,6 +73,9 @@ def _library() -> ctypes.CDLL | None:
             pointer, number = ctypes.c_void_p, ctypes.c_int64
             library.semid_pack.argtypes = [pointer, pointer, number, number, pointer]
             library.semid_pack.restype = None
+            if library.semid_best_isa() == _ISAS.index("amx"):
+                library.semid_pack_amx.argtypes = [pointer, pointer, number, number, pointer]
+                library.semid_pack_amx.restype = None
             library.semid_nearest.argtypes = [pointer, ctypes.c_int, pointer, number, number, number, pointer]
             library.semid_beam.argtypes = [pointer, ctypes.c_int, pointer, number, pointer, pointer]
             return library
@@ -88,10 +91,19 @@ def available() -> tuple[str, ...]:
 
 def pack(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor) -> None:
     """把 `codes` (R, H) 写进面板 (P, H, 32) 的第 `rows` (R,) 个码字。"""
+    _pack("semid_pack", codes, rows, panels)
+
+
+def pack_halves(codes: torch.Tensor, rows: torch.Tensor, tiles: torch.Tensor) -> None:
+    """把 `codes` (R, H) 舍入成 bfloat16，写成瓦片 (P, C, 2, 16, 32) 里的第 `rows` (R,) 个码字。"""
+    _pack("semid_pack_amx", codes, rows, tiles)
+
+
+def _pack(function: str, codes: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> None:
     library = _library()
     assert library is not None
     codes, rows = codes.contiguous(), rows.contiguous()
-    library.semid_pack(codes.data_ptr(), rows.data_ptr(), codes.shape[0], codes.shape[1], panels.data_ptr())
+    getattr(library, function)(codes.data_ptr(), rows.data_ptr(), *codes.shape, target.data_ptr())
 
 
 def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor, threads: int) -> None:
@@ -104,7 +116,7 @@ def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor, threads: 
         source, target = x.data_ptr() + 4 * step * start, out.data_ptr() + 8 * start
         return library.semid_nearest(ctypes.byref(native), isa, source, step, hop, rows, target)
 
-    _in_threads(part, x.shape[0], _TILE_ROWS[isa], threads, book.size * book.width)
+    _in_threads(part, x.shape[0], isa, threads, book.size * book.width)
 
 
 def beam_search(
@@ -136,21 +148,23 @@ def beam_search(
         path, error = codes.data_ptr() + 8 * size * levels * start, errors.data_ptr() + 8 * size * start
         return library.semid_beam(ctypes.byref(native), isa, source, rows, path, error)
 
-    _in_threads(part, z.shape[0], _TILE_ROWS[isa], threads, first * z.shape[1], _CHUNK)
+    _in_threads(part, z.shape[0], isa, threads, first * z.shape[1], _CHUNK)
 
 
 def _native_book(book: PreparedCodebook) -> _Book:
     """整理好的码本 → 内核认识的结构；指针指向 book 的张量，用完之前 book 不能释放。"""
-    data = (book.table, book.bias, book.norm, book.panel_norm)
-    panels = book.panel_norm.shape[0]
-    return _Book(*(t.data_ptr() for t in data), book.size, book.width, panels, book.top_norm, *book.bound)
+    tiles = None if book.halves is None else book.halves.data_ptr()
+    rest = (t.data_ptr() for t in (book.bias, book.norm, book.panel_norm))
+    sizes = book.size, book.width, book.panel_norm.shape[0]
+    return _Book(book.table.data_ptr(), tiles, *rest, *sizes, book.top_norm, *book.bound, book.top_loss)
 
 
 def _in_threads(
-    part: Callable[[int, int], int], count: int, unit: int, threads: int, work_per_row: int, fine: int = _FINE
+    part: Callable[[int, int], int], count: int, isa: int, threads: int, work_per_row: int, fine: int = _FINE
 ) -> None:
     """`count` 行分段交给几个线程：`part(start, rows)` 做一段，返回非 0 表示内存不足；一段约不少于 `fine` 行。"""
-    if count * work_per_row < _WORTH_THREADS:
+    unit = _TILE_ROWS[isa]
+    if count * work_per_row < _WORTH_THREADS[isa]:
         threads = 1
     each = 1 if threads == 1 else min(4, max(1, count // (threads * fine)))  # 多分几段：谁先做完谁多领，少等最后一段
     pieces = max(each, -(-max(count, 1) // (_CHUNK * threads))) * threads  # 段长相近

@@ -82,10 +82,11 @@ class InnerProducts:
             max_bytes: 全部表的字节数上限。
         """
         self._rows += rows
-        before, native = 0, self._books[0][0].table.ndim == 3  # S
+        before, native = 0, self._books[0][0].compiled  # S
         for level, (book, _) in enumerate(self._books):
             size = 2 * before * book.twin.shape[0]
-            if level == 0 or size > max_bytes or not (native or _beam_tiles.unit_of(book)):
+            useless = book.path == "amx"  # 乘积比查表便宜
+            if level == 0 or useless or size > max_bytes or not (native or _beam_tiles.unit_of(book)):
                 self.tables[level] = None
             else:
                 max_bytes -= size
@@ -122,11 +123,11 @@ def search(
     count, levels = z.shape[0], len(books)
     codes = torch.full((count, beam_size, levels), -1, dtype=torch.int64, device=z.device)
     errors = torch.full((count, beam_size), torch.inf, dtype=torch.float64, device=z.device)
-    if len({book.table.ndim for book in books}) != 1:
+    if len({book.path for book in books}) != 1:
         raise RuntimeError("codebooks were prepared for different search paths; prepare them again")
     bound = _bound(z.shape[1], levels)
     tables = [None] * levels if products is None else products.tables
-    if books[0].table.ndim == 2:
+    if not books[0].compiled:
         _beam_tiles.search(z, books, tables, bound, codes, errors)
         return codes, errors
     threads = torch.get_num_threads() if num_threads is None else num_threads
@@ -176,7 +177,7 @@ def _gain(books: Sequence[PreparedCodebook]) -> torch.Tensor:
 def _table(weights: Sequence[torch.Tensor], books: Sequence[PreparedCodebook], level: int) -> torch.Tensor:
     """第 `level` 层的每个码字与此前各层的每个码字的内积，按片存放；填充处是 0。"""
     weight, book = weights[level].detach(), books[level]
-    native, padded = book.table.ndim == 3, book.twin.shape[0]
+    native, padded = book.compiled, book.twin.shape[0]
     prefix = torch.cat([w.detach() for w in weights[:level]])  # (S, H)
     size, gain = prefix.shape[0], _gain(books[:level])  # (S,)
     table = weight.new_empty(size * padded, dtype=torch.int16)

@@ -12,8 +12,8 @@
 0.6γ‖c‖² 含偏置参与求和（γ/2）、偏置自身舍入（u/2 ≤ 0.06γ）；η = (H+16)·2⁻⁵³ 覆盖 float64 定义自身的舍入；
 τ = m·2⁻¹²⁴ 覆盖下溢，哪怕处理器把次正规数清零。m 里多出的 8 项留给得分比较时的 float32 舍入。
 
-三条提名路径同一答案：编译内核（`_native.cpp`，运行时选 AVX-512、AVX2、通用）、NumPy 片、torch 片（CUDA 走它）。
-环境变量 `SEMID_SEARCH` 在 `prepare` 时读取：auto、avx512、avx2、generic、numpy、torch。
+三条提名路径同一答案：编译内核（`_native.cpp`，运行时选 AMX、AVX-512、AVX2、通用）、NumPy 片、torch 片（CUDA 走它）。
+环境变量 `SEMID_SEARCH` 在 `prepare` 时读取：auto、amx、avx512、avx2、generic、numpy、torch。
 
 本文件**假定**输入有限且 |x| ≤ 1e15，由门口（`checks.py`）负责；违反时结果无意义，但编号仍在 [0, K)。
 
@@ -35,8 +35,10 @@ from . import _search_native, _search_tiles
 
 __all__ = ["PreparedCodebook", "nearest", "prepare", "untraced"]
 
-_PATHS = ("auto", "avx512", "avx2", "generic", "numpy", "torch")
+_PATHS = ("auto", "amx", "avx512", "avx2", "generic", "numpy", "torch")
+_FALLBACKS = ("numpy", "torch")
 _PANEL = 32  # 码字按它补齐；填充与重复的码字偏置是 −inf，永远不会被提名
+_HALF = 2.0**-8  # bfloat16 舍入的相对误差；全是次正规数的码字也记这么多，其余由 τ 覆盖
 _LIMIT = 1e18  # 范数超过它时 float32 的乘积可能溢出，这样的行直接按定义裁决
 
 
@@ -73,9 +75,12 @@ class PreparedCodebook:
         size: 码字数 K。
         width: 宽度 H。
         path: 用哪条路径搜索（avx512、avx2、generic、numpy、torch）。
-        table: 码字。编译路径是面板 (P, H, 32)；其余是 (K', H+1)，每行 [c | 偏置]，偏置随乘积一起加。
+        compiled: 是否走编译内核。
+        table: 码字。编译路径是面板 (P, H, 32)，AMX 是 (K', H)；其余是 (K', H+1)，每行 [c | 偏置]，偏置随乘积一起加。
+        halves: AMX 的 bfloat16 码字，瓦片 (P, ⌈H/32⌉, 2, 16, 32)；其余路径是 None。
         bias: (K',) −‖c‖²/2，重复的码字与填充是 −inf。
         norm: (K',) ‖c‖ 的上界；`panel_norm` (P,) 与 `top_norm` 是它的最大值。
+        top_loss: AMX 才有，‖c − bf16(c)‖ / ‖c‖ 的最大值，见 `_native_amx.cpp`。
         twin: (K',) bool，重复的码字（不含编号最低的那个）与填充。
         revision: 整理过几次；由它派生的东西（束搜索的内积表）据此知道自己过期了。
         bound: 误差界的系数 (范数上限, γ, 0.6γ, η, τ)，见文件开头。
@@ -85,17 +90,22 @@ class PreparedCodebook:
         size, width = weight.shape
         padded = -(-size // _PANEL) * _PANEL
         self.size, self.width, self.path = size, width, path
-        shape = (padded, width + 1) if path in ("numpy", "torch") else (padded // _PANEL, width, _PANEL)
-        self.table = weight.new_zeros(shape)
+        self.compiled = path not in _FALLBACKS
+        shape = (padded // _PANEL, width, _PANEL) if self.compiled else (padded, width + 1)
+        self.table = weight.new_zeros((padded, width) if path == "amx" else shape)
+        self.halves: torch.Tensor | None = None
+        if path == "amx":
+            self.halves = weight.new_zeros(padded // _PANEL, -(-width // 32), 2, 16, 32, dtype=torch.bfloat16)
         self.bias = weight.new_zeros(padded)  # (K',)
         self.norm = weight.new_zeros(padded)  # (K',)
         self.panel_norm = weight.new_zeros(padded // _PANEL)  # (P,)
-        self.top_norm = 0.0
+        self.top_norm = self.top_loss = 0.0
         self.twin = torch.ones(padded, dtype=torch.bool, device=weight.device)  # (K',)
         self.revision = 0
         m = width + 8
         gamma = 1.001 * m * 2.0**-24 / (1 - m * 2.0**-24)
         self.bound = (_LIMIT, gamma, 0.6 * gamma, (width + 16) * 2.0**-53, m * 2.0**-124)
+        self._loss = weight.new_zeros(size)  # (K,) ‖c − bf16(c)‖ / ‖c‖ 的上界
         self._half = weight.new_full((padded,), float("inf"))  # (K',) ‖c‖²/2
         self._keys = torch.zeros(size, dtype=torch.int64, device=weight.device)  # (K,) 行内容的散列
         self._same_as = torch.full_like(self._keys, -1)  # (K,) 内容相同的前一行
@@ -134,7 +144,12 @@ class PreparedCodebook:
         """写入这些行的码字、范数、散列与抽样。"""
         codes = weight[rows] + 0.0  # (R, H)；−0.0 变成 0.0，散列才认得出它们相同
         square = codes.double().square().sum(1)  # (R,)
-        if self.table.ndim == 3:
+        if self.halves is not None:
+            self.table[rows] = codes
+            _search_native.pack_halves(codes, rows, self.halves)
+            lost = (codes.double() - codes.bfloat16()).square_().sum(1).div_(square).sqrt_()  # (R,)
+            self._loss[rows] = lost.nan_to_num_(_HALF, _HALF).clamp_(max=_HALF).float() * (1 + 1e-6)
+        elif self.compiled:
             _search_native.pack(codes, rows, self.table)
         else:
             self.table[rows, :-1] = codes
@@ -152,10 +167,10 @@ class PreparedCodebook:
         torch.ge(self._same_as, 0, out=self.twin[: self.size])
         torch.neg(self._half, out=self.bias)
         self.bias.masked_fill_(self.twin, float("-inf"))
-        if self.table.ndim == 2:
+        if not self.compiled:
             self.table[:, -1] = self.bias
         torch.amax(self.norm.view(-1, _PANEL), 1, out=self.panel_norm)
-        self.top_norm = float(self.panel_norm.amax())
+        self.top_norm, self.top_loss = float(self.panel_norm.amax()), float(self._loss.amax())
         self._source = _source_of(weight)
 
 
@@ -204,10 +219,10 @@ def nearest(x: torch.Tensor, codebook: PreparedCodebook, *, num_threads: int | N
         raise ValueError(f"num_threads={threads} is out of range; use an int >= 1 or None")
     x = x.detach().float()
     out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)  # (B,)
-    if codebook.path in ("numpy", "torch"):
-        _search_tiles.search(x, codebook, out)
-    else:
+    if codebook.compiled:
         _search_native.search(x, codebook, out, threads)
+    else:
+        _search_tiles.search(x, codebook, out)
     return out
 
 
@@ -221,10 +236,10 @@ def _choose_path(device: torch.device) -> str:
     native = _search_native.available()
     if wish == "auto":
         return native[-1] if native else "numpy"
-    if wish not in ("numpy", "torch", *native):
+    if wish not in (*_FALLBACKS, *native):
         raise RuntimeError(
             f"SEMID_SEARCH={wish!r} needs the compiled kernel and a processor that supports it; available here: "
-            f"{', '.join(('numpy', 'torch', *native))}; use auto, or build with: python setup.py build_ext --inplace"
+            f"{', '.join((*_FALLBACKS, *native))}; use auto, or build with: python setup.py build_ext --inplace"
         )
     return wish
 

@@ -122,6 +122,17 @@ def test_collapsed_codebook(path):
     assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
 
 
+@pytest.mark.parametrize("size", [40, 600])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_codewords_that_bfloat16_cannot_tell_apart(path, size, offset):
+    """码字之间只差 bfloat16 存不下的位，连同离原点很远的数据：提名分不清，答案仍按定义。"""
+    weight = gaussian(1, 64) + offset + 2e-3 * gaussian(size, 64, seed=3)
+    x = torch.cat(
+        [weight + 1e-3 * gaussian(size, 64, seed=4), near_ties(weight, 40), offset + gaussian(30, 64, seed=5)]
+    )
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), size=st.integers(1, 70), width=st.integers(1, 35), route=st.sampled_from(PATHS))
 def test_small_integers_tie_often(data, size, width, route):
@@ -389,7 +400,7 @@ def test_inference_mode(path, crowd):
 
 def test_unknown_path_is_refused(monkeypatch):
     monkeypatch.setenv("SEMID_SEARCH", "sse9")
-    with pytest.raises(ValueError, match=r"SEMID_SEARCH='sse9' is not supported; use one of auto, avx512, avx2"):
+    with pytest.raises(ValueError, match=r"SEMID_SEARCH='sse9' is not supported; use one of auto, amx, avx512, avx2"):
         prepare(gaussian(4, 4))
 
 
