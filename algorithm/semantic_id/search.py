@@ -77,10 +77,10 @@ class PreparedCodebook:
         path: 用哪条路径搜索（avx512、avx2、generic、numpy、torch）。
         compiled: 是否走编译内核。
         table: 码字。编译路径是面板 (P, H, 32)，AMX 是 (K', H)；其余是 (K', H+1)，每行 [c | 偏置]，偏置随乘积一起加。
-        halves: AMX 的 bfloat16 码字，瓦片 (P, ⌈H/32⌉, 2, 16, 32)；其余路径是 None。
+        halves: bfloat16 的码字。AMX 是瓦片 (P, ⌈H/32⌉, 2, 16, 32)，CUDA 是 (K', W)，见 `pack_halves`；其余是 None。
         bias: (K',) −‖c‖²/2，重复的码字与填充是 −inf。
         norm: (K',) ‖c‖ 的上界；`panel_norm` (P,) 与 `top_norm` 是它的最大值。
-        top_loss: AMX 才有，‖c − bf16(c)‖ / ‖c‖ 的最大值，见 `_native_amx.cpp`。
+        top_loss: 有 halves 时，‖c − bf16(c)‖ / ‖c‖ 的最大值，见 `_native_amx.cpp`。
         twin: (K',) bool，重复的码字（不含编号最低的那个）与填充。
         revision: 整理过几次；由它派生的东西（束搜索的内积表）据此知道自己过期了。
         bound: 误差界的系数 (范数上限, γ, 0.6γ, η, τ)，见文件开头。
@@ -96,6 +96,8 @@ class PreparedCodebook:
         self.halves: torch.Tensor | None = None
         if path == "amx":
             self.halves = weight.new_zeros(padded // _PANEL, -(-width // 32), 2, 16, 32, dtype=torch.bfloat16)
+        elif path == "torch" and _search_tiles.mixed_product(weight.device):
+            self.halves = _search_tiles.pack_halves(weight.new_zeros(padded, width), weight.new_zeros(padded))
         self.bias = weight.new_zeros(padded)  # (K',)
         self.norm = weight.new_zeros(padded)  # (K',)
         self.panel_norm = weight.new_zeros(padded // _PANEL)  # (P,)
@@ -145,14 +147,15 @@ class PreparedCodebook:
         codes = weight[rows] + 0.0  # (R, H)；−0.0 变成 0.0，散列才认得出它们相同
         square = codes.double().square().sum(1)  # (R,)
         if self.halves is not None:
-            self.table[rows] = codes
-            _search_native.pack_halves(codes, rows, self.halves)
             lost = (codes.double() - codes.bfloat16()).square_().sum(1).div_(square).sqrt_()  # (R,)
             self._loss[rows] = lost.nan_to_num_(_HALF, _HALF).clamp_(max=_HALF).float() * (1 + 1e-6)
-        elif self.compiled:
+        if not self.compiled:
+            self.table[rows, :-1] = codes
+        elif self.halves is None:
             _search_native.pack(codes, rows, self.table)
         else:
-            self.table[rows, :-1] = codes
+            self.table[rows] = codes
+            _search_native.pack_halves(codes, rows, self.halves)
         self._half[rows] = (square * 0.5).float()
         self.norm[rows] = (square.sqrt() * (1 + 1e-6)).float()
         self._keys[rows] = (codes.view(torch.int32).long() * _multipliers(self.width, weight.device)).sum(1)
@@ -169,6 +172,8 @@ class PreparedCodebook:
         self.bias.masked_fill_(self.twin, float("-inf"))
         if not self.compiled:
             self.table[:, -1] = self.bias
+            if self.halves is not None:  # 孪生变了，偏置就变了：整个重写，一遍内存
+                self.halves = _search_tiles.pack_halves(self.table[:, :-1], -self.bias)
         torch.amax(self.norm.view(-1, _PANEL), 1, out=self.panel_norm)
         self.top_norm, self.top_loss = float(self.panel_norm.amax()), float(self._loss.amax())
         self._source = _source_of(weight)

@@ -21,10 +21,15 @@ from algorithm.semantic_id.search import nearest, prepare
 PATHS = ("numpy", "torch", *_search_native.available())
 
 
-@pytest.fixture(params=PATHS)
+@pytest.fixture(params=(*PATHS, "torch bfloat16"))
 def path(request, monkeypatch):
-    monkeypatch.setenv("SEMID_SEARCH", request.param)
-    return request.param
+    """`torch bfloat16` 是 CUDA 走的路：CPU 没有 float32 累加的 bfloat16 乘积，用舍入之后的 float32 乘积代替。"""
+    name, *mixed = request.param.split()
+    monkeypatch.setenv("SEMID_SEARCH", name)
+    if mixed:
+        product = lambda a, b, out: torch.mm(a.float(), b.float(), out=out)
+        monkeypatch.setattr(_search_tiles, "mixed_product", lambda device: product)
+    return name
 
 
 @pytest.fixture(autouse=True, scope="module")
