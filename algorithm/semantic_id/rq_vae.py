@@ -24,6 +24,7 @@ from .config import MAX_BEAM_SIZE, SemanticIDConfig, check_int
 __all__ = ["ResidualVectorQuantizer"]
 
 _ENCODE_ROWS = 8192  # 256 维时一块 8 MB
+_CUDA_ROWS = 32768  # 显卡上块再短，时间就都花在等待上
 
 
 class ResidualVectorQuantizer(nn.Module):
@@ -104,8 +105,9 @@ class ResidualVectorQuantizer(nn.Module):
         check_shape(x, self.config.embedding_dim)
         # 分块只为限制内存：一行的编号与它和谁同批无关，块多大都是同样的 ID
         blocks = []
-        for start in range(0, len(x), _ENCODE_ROWS):
-            block = x[start : start + _ENCODE_ROWS].float()
+        rows = _CUDA_ROWS if x.is_cuda else _ENCODE_ROWS
+        for start in range(0, len(x), rows):
+            block = x[start : start + rows].float()
             check_finite_rows(block, "features", row_offset=start)
             blocks.append([indices for _, _, indices, _ in self.residuals(self._latent(block))])
         return tuple(torch.cat(level) for level in zip(*blocks, strict=True))
@@ -113,7 +115,8 @@ class ResidualVectorQuantizer(nn.Module):
     @torch.no_grad()
     def encode_latent(self, z: torch.Tensor, beam_size: int) -> Tuple[torch.Tensor, ...]:
         """(N, H) 隐向量 → L 个 (N,) 编号，束宽由调用者定；训练器用，z 已检查过。"""
-        blocks = [[indices for _, _, indices, _ in self.residuals(block, beam_size)] for block in z.split(_ENCODE_ROWS)]
+        rows = _CUDA_ROWS if z.is_cuda else _ENCODE_ROWS
+        blocks = [[indices for _, _, indices, _ in self.residuals(block, beam_size)] for block in z.split(rows)]
         return tuple(torch.cat(level) for level in zip(*blocks, strict=True))
 
     @torch.no_grad()

@@ -27,7 +27,10 @@ def path(request, monkeypatch):
     name, *mixed = request.param.split()
     monkeypatch.setenv("SEMID_SEARCH", name)
     if mixed:
-        product = lambda a, b, out: torch.mm(a.float(), b.float(), out=out)
+
+        def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+            torch.mm(a.float(), b.float(), out=out)
+
         monkeypatch.setattr(_search_tiles, "mixed_product", lambda device: product)
     return name
 
