@@ -500,7 +500,7 @@ def main() -> None:
     data = load_features(args.features, args.rows + args.train_rows, args.seed)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))
     x, train = data[order[: args.rows]].contiguous(), data[order[args.rows :]].contiguous()
-    books = [book.to(watch.device) for book in make_codebooks(train, args.sizes)]
+    books = make_codebooks(train.to(watch.device), args.sizes)
     x, mean = x.to(watch.device), train.mean(0).to(watch.device)
     rows = measure(x, books, args.rounds, args.check, args.only, watch)
     sections = measure_exactness(x, books, args.rounds, watch) if args.exactness else []

@@ -88,3 +88,13 @@ def test_training_gives_the_same_bytes_and_the_codes_travel():
     x = gaussian(3000, 32, seed=4)
     codes = torch.stack(first.encode(x.cuda()), 1).cpu()
     assert torch.equal(codes, torch.stack(first.cpu().encode(x), 1))
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_compiled_encoder_gives_the_same_ids(beam_size):
+    config = SemanticIDConfig(embedding_dim=16, codebook_sizes=(8, 20), beam_size=beam_size)
+    encoder = SemanticIDEncoder(config).cuda().eval()
+    x = gaussian(60, 16).cuda()
+    want = encoder.encode(x * 1.0)
+    got = torch.compile(lambda rows: encoder.encode(rows * 1.0))(x)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
