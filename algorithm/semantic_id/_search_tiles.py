@@ -92,12 +92,15 @@ def _search_block(x: torch.Tensor, book: PreparedCodebook, scores: torch.Tensor,
         found, low = _nominate(torch, curve, *arrays)
     row, code, high = (torch.as_tensor(a) for a in found)
     keep = (high >= torch.as_tensor(low)[row]) & ~crowded[row]
-    if not mixed:
-        return _settle(x, book, row[keep], code[keep], crowded)
-    out = _settle(x, book, row[keep], code[keep], torch.zeros_like(crowded))
-    again = crowded.nonzero()[:, 0]
-    if len(again):
-        out[again] = _search_block(x[again], book, scores, False)
+    row, code = row[keep], code[keep]
+    again = crowded.nonzero()[:, 0] if mixed else row[:0]
+    if len(again) == 0:
+        return _settle(x, book, row, code, crowded)
+    sure = (~crowded).nonzero()[:, 0]
+    place = torch.cumsum(~crowded, 0) - 1  # 留下的行里的第几行
+    out = torch.empty_like(crowded, dtype=torch.int64)
+    out[sure] = _settle(x[sure], book, place[row], code, crowded[sure])
+    out[again] = _search_block(x[again], book, scores, False)
     return out
 
 

@@ -141,6 +141,23 @@ def test_codewords_that_bfloat16_cannot_tell_apart(path, size, offset):
     assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
 
 
+def test_rows_that_bfloat16_cannot_settle_are_scored_again_in_float32(monkeypatch):
+    """逐一比较一行要几千次小运算：只该留给 float32 也分不清的行。"""
+    monkeypatch.setenv("SEMID_SEARCH", "torch")
+
+    def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        torch.mm(a.float(), b.float(), out=out)
+
+    def refuse(x: torch.Tensor, book: object) -> torch.Tensor:
+        raise AssertionError(f"{len(x)} rows were compared with every codeword")
+
+    monkeypatch.setattr(_search_tiles, "mixed_product", lambda device: product)
+    monkeypatch.setattr(_search_tiles, "_brute_force", refuse)
+    weight = 30 + gaussian(600, 64)
+    x = torch.cat([30 + gaussian(90, 64, seed=2), gaussian(20, 64, seed=3)])
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), size=st.integers(1, 70), width=st.integers(1, 35), route=st.sampled_from(PATHS))
 def test_small_integers_tie_often(data, size, width, route):
