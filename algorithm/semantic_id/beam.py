@@ -16,6 +16,7 @@
 - z·c 与各个 q_j·c 各自不超过 γ_{H+1}·‖·‖‖c‖（任何求和次序），合起来是 W；减表至多 L − 1 次，每次舍入 u(W‖c‖ + ‖c‖²/2)；
 - r 是逐层舍入的减法，‖r − (z − Σ q_j)‖ ≤ u·Σ‖r_j‖ ≤ (L − 1)·u·W(1 + …)，又给 W‖c‖ 添 (L − 1)u：这些都在 4L 项里；
 - 0.6γ‖c‖² 同 search.py；‖r‖² 用 E 代替，二者相差每个元素一次舍入，即 2uE，8uE 里其余留给后备路径的 float32 比较；
+  后备路径的 E 由残差的 float32 范数平方而来（下溢在 τ 里），再添 (H/2 + 4)uE；
 - 编译路径的表是定点数，单位 ‖q‖·max‖c‖/32766（在同一面板里取 max）：添 (1.05·2⁻¹⁶ + 2Lu)·Σ‖q‖·max‖c‖，含换算的舍入；
 - 后备路径的表与 z·c 都是定点数，全层一个单位 v = 2.5·max‖c‖²/32600：z·c 截去尾数、至多 L − 1 个 q·c 四舍五入，添
   (L + 1)·v/2；换算的乘除各舍入一两次，占减表那一项（定点数相减没有舍入）；W 与码字的范数都取上界。只用于 |s| 与误差合
@@ -35,7 +36,7 @@ from typing import List, Sequence, Tuple
 
 import torch
 
-from . import _beam_tiles, _search_native, _search_tiles
+from . import _beam_scores, _beam_tiles, _search_native, _search_tiles
 from ._search_tiles import distance
 from .search import PreparedCodebook, untraced
 
@@ -51,7 +52,7 @@ class InnerProducts:
 
     Attributes:
         tables: L 个一维 int16 张量（S·K' 个定点数）或 None，按片存放：编译路径一片 32 个码字（一个面板），即
-            (P, S, 32)；后备路径一片 1024 个。片在最外：算一片码字时只碰表里连续的一段，整块行轮流用它。
+            (P, S, 32)；后备路径一片 2048 个。片在最外：算一片码字时只碰表里连续的一段，整块行轮流用它。
     """
 
     def __init__(self, books: Sequence[PreparedCodebook]) -> None:
@@ -86,7 +87,7 @@ class InnerProducts:
         for level, (book, _) in enumerate(self._books):
             size = 2 * before * book.twin.shape[0]
             useless = book.path == "amx"  # 乘积比查表便宜
-            if level == 0 or useless or size > max_bytes or not (native or _beam_tiles.unit_of(book)):
+            if level == 0 or useless or size > max_bytes or not (native or _beam_scores.unit_of(book)):
                 self.tables[level] = None
             else:
                 max_bytes -= size
@@ -180,11 +181,11 @@ def _table(weights: Sequence[torch.Tensor], books: Sequence[PreparedCodebook], l
     native, padded = book.compiled, book.twin.shape[0]
     prefix = torch.cat([w.detach() for w in weights[:level]])  # (S, H)
     size, gain = prefix.shape[0], _gain(books[:level])  # (S,)
-    table = weight.new_empty(size * padded, dtype=torch.int16)
+    table = _beam_scores.new_table(weight, size * padded)
     with torch.autocast(weight.device.type, enabled=False), _search_tiles.full_precision(weight.device):
-        for start in range(0, padded, _beam_tiles.TILE):
-            part = weight[start : start + _beam_tiles.TILE]
-            stop = min(start + _beam_tiles.TILE, padded)
+        for start in range(0, padded, _beam_scores.TILE):
+            part = weight[start : start + _beam_scores.TILE]
+            stop = min(start + _beam_scores.TILE, padded)
             product = torch.nn.functional.pad(prefix @ part.T, (0, stop - start - part.shape[0]))  # (S, T)
             if native:
                 step = (book.panel_norm[start // _PANEL : stop // _PANEL] / _LARGEST).clamp_(min=_TINY)  # (T/32,)
@@ -192,6 +193,6 @@ def _table(weights: Sequence[torch.Tensor], books: Sequence[PreparedCodebook], l
                 product = product.unflatten(1, (-1, _PANEL)).div_(step[:, None])  # (S, T/32, 32)
                 product = product.round_().clamp_(-_LARGEST, _LARGEST).transpose(0, 1)  # (T/32, S, 32)
             else:
-                product = _beam_tiles.to_fixed(product, book, start)
+                product = _beam_scores.to_fixed(product, book, start)
             table[start * size : stop * size].view(product.shape).copy_(product)
     return table
