@@ -119,13 +119,13 @@ class SemanticIDConfig:
 
 
 class Effort(NamedTuple):
-    """一档力气：精修几轮、编码用多宽的束、要不要试特征网络。数字的来历见 docs/decisions/0006。
+    """一档力气：精修几轮、编码用多宽的束、要不要试解码网络。数字的来历见 docs/decisions/0006。
 
     Attributes:
         min_rounds: 每个精修 epoch 至少几轮，再大的数据也要这么多。
-        max_rounds: 每个精修 epoch 至多几轮；数据小、一轮便宜时用到它。
+        max_rounds: 每个精修 epoch 至多几轮；数据小、一轮便宜时用到它。也是一个 network epoch 至多的遍数。
         beam_size: 训练好的模型用多宽的束编码。
-        network: 最后是否试特征网络。
+        network: 最后是否试解码网络。
     """
 
     min_rounds: int
@@ -146,10 +146,10 @@ class TrainerConfig:
     """一次训练的参数；默认值无需调整即可用于一万到上亿物品。
 
     Attributes:
-        effort: 唯一的力气旋钮，`"fast"`、`"default"` 或 `"max"`：精修的轮数、编码的束宽、要不要试特征网络。
+        effort: 唯一的力气旋钮，`"fast"`、`"default"` 或 `"max"`：精修的轮数、编码的束宽、要不要试解码网络。
         beam_size: 训练好的模型用多宽的束编码；None 由 `effort` 决定（1、4、8），模型配置里已经大于 1 的保持不变。
         batch_size: 每步行数 B，≥ 1。
-        learning_rate: Adam 学习率，> 0，只作用于特征网络（码本由 EMA 更新）。
+        learning_rate: Adam 的起始学习率，> 0，只作用于解码网络（码本由精修或 EMA 更新）。
         init: `"kmeans"`（逐层残差 k-means++ 与 Lloyd）或 `"uniform"`（需求里的 ±1/K）。
         kmeans_iterations: 每层 Lloyd 迭代的上限，≥ 1。
         seed: 划分、初始化、打乱的随机种子，[0, 2**63)。

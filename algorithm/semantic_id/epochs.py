@@ -1,8 +1,8 @@
-"""一个 epoch 的三种过法：EMA、联合精修、特征网络；各返回一行记录。
+"""一个 epoch 的三种过法：EMA、联合精修、解码网络；各返回一行记录。
 
 - `ema`：需求的在线 EMA（训练模式的 forward），用于 uniform 起步：它自带死码字复活。
 - `refine`：`Refiner` 的若干轮，每轮是一遍编码加一次联合更新。
-- `network`：冻结码本，只用 Adam 训练特征网络（straight-through 与承诺损失都在 `rq_vae.forward` 里）。
+- `network`：冻结码本，用 Adam 训练解码网络（损失在 `rq_vae.forward` 里）。
 
 形状字母：B 批大小，K_l 码本大小，L 层数。
 """
@@ -21,9 +21,9 @@ from .progress import Progress
 from .refine import Refiner
 from .rq_vae import ResidualVectorQuantizer
 
-__all__ = ["Round", "gradient_epoch", "plan_phases", "refine_epoch", "rounds_per_epoch"]
+__all__ = ["Round", "gradient_epoch", "passes_per_epoch", "plan_phases", "refine_epoch", "rounds_per_epoch"]
 
-_NETWORK_SHARE = 5  # 最后五分之一的 epoch 给特征网络
+_NETWORK_SHARE = 5  # 最后五分之一的 epoch 给解码网络
 _EPOCH_WORK = 2e11  # 一个精修 epoch 值得花的乘加数，约几秒；一轮就超过它时跑 effort 的下限
 
 
@@ -35,7 +35,7 @@ def plan_phases(num_epochs: int, init: str, *, has_network: bool, fresh: bool, n
         init: `"kmeans"` 或 `"uniform"`。
         has_network: 特征网络已经训练过（接着训练时）；精修不看解码网络，所以只继续训练网络。
         fresh: 这次刚刚初始化。
-        network: 最后要不要留几个 epoch 给特征网络。
+        network: 最后要不要留几个 epoch 给解码网络。
 
     Returns:
         长度为 num_epochs 的列表，元素为 `"ema"`、`"refine"`、`"network"`。
@@ -57,6 +57,13 @@ def rounds_per_epoch(effort: Effort, num_rows: int, model_config: SemanticIDConf
     """
     work = num_rows * sum(model_config.codebook_sizes) * model_config.width  # 一轮编码的乘加数
     return min(effort.max_rounds, max(effort.min_rounds, int(_EPOCH_WORK // work)))
+
+
+def passes_per_epoch(effort: Effort, num_rows: int, model_config: SemanticIDConfig) -> int:
+    """一个 network epoch 至多过几遍数据：与 `rounds_per_epoch` 同样的力气；参数的意义也相同。"""
+    c = model_config
+    work = 3 * num_rows * c.hidden_dim * (c.embedding_dim + c.width)  # 前向一份，反向两份
+    return min(effort.max_rounds, max(1, int(_EPOCH_WORK // work)))
 
 
 def gradient_epoch(
@@ -109,7 +116,7 @@ class Round(NamedTuple):
     Attributes:
         number: 从 0 起，整次训练里的第几轮；决定用哪些行。
         seed: 噪声的种子。
-        progress: [0, 1)，之前已完成的比例；温度与对旧码字的信任由它定。
+        progress: [0, 1]，之前已完成的比例，1 为不加噪；温度与对旧码字的信任由它定。
     """
 
     number: int
@@ -127,6 +134,7 @@ def refine_epoch(
     label: str,
     *,
     rotating: bool,
+    beam_size: int = 1,
 ) -> Dict[str, Any]:
     """精修若干轮。
 
@@ -139,6 +147,7 @@ def refine_epoch(
         bar: 进度条。
         label: 进度条上的字。
         rotating: 各轮的行是否不同（数据超过一块）；是则越往后越信任旧码字，等于对许多批取平均。
+        beam_size: 编码用的束宽。
 
     Returns:
         最后一轮的码本使用情况；口径为这一轮的行，编号取自这一轮更新之前的码本。
@@ -147,7 +156,7 @@ def refine_epoch(
     with bar.task(label, len(rounds)) as advance:
         for done, (number, seed, progress) in enumerate(rounds, start=1):
             temperature, trust = math.sqrt(1 - progress), progress if rotating else 0.0
-            codes = refiner.round_(latents(number), temperature, seed, batch_size, trust=trust)
+            codes = refiner.round_(latents(number), temperature, seed, batch_size, trust=trust, beam_size=beam_size)
             advance(done)
     counts = [
         metrics.code_counts(indices.cpu().numpy(), size)

@@ -2,7 +2,7 @@
 
 逐层 k-means 里，L1 定下之后不再知道 L2、L3 会补上什么；这里交替做两件事，直到预定的轮数：
 
-1. 编码：用当前码本给每行重新选编号（贪心：前缀因此仍是「最近的大类」，束搜索只在训练之后读码时用）；
+1. 编码：用当前码本给每行重新选编号（贪心：前缀因此仍是「最近的大类」；只有最后不加噪的两轮按读码时的束宽，见 `trainer.py`）；
 2. 更新：固定编号，轮流重算每一层的码字 = 该层命中行的「其余各层留下的误差」的加权和 / (权重之和 + λ)。
 
 撞在一起的行少算票：n 行得到同一个 ID 时，每行的权重是 n⁻ᵖ。码字若被一堆撞在一起的行拉到它们正中间，这些行就更
@@ -41,17 +41,21 @@ _BLOCK_ROWS = 8192
 class Refiner:
     """一轮一轮地精修各层码本。
 
+    Args:
+        rq_vae: 就地修改它的码本。
+        num_frozen: 前几层的码本不动，只精修其余各层；它们仍由编码时的残差起作用。
+
     Attributes:
         residual_std: (H,) 上一轮结束时误差的逐维标准差；还没有跑过时为 None。它是唯一跨轮的状态，断点要存它。
     """
 
-    def __init__(self, rq_vae: ResidualVectorQuantizer):
-        self._rq_vae = rq_vae
+    def __init__(self, rq_vae: ResidualVectorQuantizer, num_frozen: int = 0):
+        self._rq_vae, self._num_frozen = rq_vae, num_frozen
         self.residual_std: torch.Tensor | None = None
 
     @torch.no_grad()
     def round_(
-        self, z: torch.Tensor, temperature: float, seed: int, batch_size: int, *, trust: float = 0.0
+        self, z: torch.Tensor, temperature: float, seed: int, batch_size: int, *, trust: float = 0.0, beam_size: int = 1
     ) -> List[torch.Tensor]:
         """一轮：加噪、编码、更新。
 
@@ -62,6 +66,7 @@ class Refiner:
             batch_size: 交给 `install_`。
             trust: 旧码字值多少，相对于这一轮的票数，≥ 0。每轮换一批行时越往后越大：码字于是是许多批的平均，
                 而不只记得最后一批；行不换时为 0。
+            beam_size: 编码用的束宽。
 
         Returns:
             各层 (S,) int64 编号，来自这一轮的编码。
@@ -69,11 +74,11 @@ class Refiner:
         quantizers = self._rq_vae.quantizers
         generator = torch.Generator().manual_seed(seed)
         if self.residual_std is not None and temperature > 0:
-            for quantizer in quantizers:
+            for quantizer in quantizers[self._num_frozen :]:
                 weight = quantizer.embedding.weight
                 noise = torch.empty(weight.shape).normal_(generator=generator).to(weight.device)
                 weight.add_(noise * (self.residual_std * (NOISE * temperature)))
-        codes = list(self._rq_vae.encode_latent(z, beam_size=1))
+        codes = list(self._rq_vae.encode_latent(z, beam_size))
         old = [quantizer.embedding.weight.clone() for quantizer in quantizers]
         books = list(old)
         weights = votes(codes, self._rq_vae.config.codebook_sizes)  # (S,)
@@ -81,13 +86,15 @@ class Refiner:
         for book, indices in zip(books, codes, strict=True):
             _add_codewords_(error, book, indices, -1.0)
         for _ in range(_SWEEPS):
-            for level, indices in enumerate(codes):
+            for level in range(self._num_frozen, len(codes)):
+                indices = codes[level]
                 _add_codewords_(error, books[level], indices, 1.0)
                 books[level] = _shrunken_means(error, indices, weights, old[level], trust)
                 _add_codewords_(error, books[level], indices, -1.0)
         self.residual_std = error.std(dim=0, correction=0)
-        for quantizer, book, indices in zip(quantizers, books, codes, strict=True):
-            _split_with_unused_(book, error, indices, weights, generator)
+        for level, (quantizer, book, indices) in enumerate(zip(quantizers, books, codes, strict=True)):
+            if level >= self._num_frozen:
+                _split_with_unused_(book, error, indices, weights, generator)
             quantizer.install_(book, indices, batch_size)
         return codes
 

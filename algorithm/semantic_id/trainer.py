@@ -1,8 +1,8 @@
 """码本训练：初始化 → 逐 epoch 训练 → 在留出行上评判 → 记录与断点 → 留下最好的一个。
 
-配方：依赖数据的初始化（默认逐层残差 k-means；有物品对时先训练特征编码网络）→ 各层联合精修（`refine.py`）→ 最后五分之一
-的 epoch 冻结码本、训练特征网络。留出误差最低的状态胜出，所以网络只有确实比恒等更好时才会留下。uniform 起步时先用 EMA 与
-死码字复活过一半的 epoch。轮数、编码的束宽由 `TrainerConfig.effort` 这一个旋钮定。
+配方：依赖数据的初始化（默认逐层残差 k-means；有物品对时先训练特征编码网络）→ 各层联合精修（`refine.py`）→ 最后五分之一的
+epoch 冻结码本、训练解码网络，语义 ID 因此不变。留出误差最低的状态胜出，所以网络只有确实比恒等更好时才会留下；胜出的状态最后带上
+留出行再更新两轮（`_refit`）。uniform 起步时先用 EMA 与死码字复活过一半的 epoch。轮数、编码的束宽由 `TrainerConfig.effort` 定。
 
 谁可以写：训练器写模型；`output_dir` 里 metrics.jsonl、checkpoints/（与装了 semid[track] 时的 tensorboard/）随训练更新，
 模型文件最后才写。
@@ -29,10 +29,9 @@ from .codebook import DEAD_AFTER_EXPECTED_HITS
 from .config import EFFORTS, TrainerConfig, check_int
 from .durable import write_atomically
 from .encoder import SemanticIDEncoder
-from .epochs import Round, gradient_epoch, plan_phases, refine_epoch, rounds_per_epoch
+from .epochs import Round, gradient_epoch, passes_per_epoch, plan_phases, refine_epoch, rounds_per_epoch
 from .initialize import initialize_, latents_of
 from .judge import judge
-from .optimizer_state import load_optimizer_, optimizer_tensors
 from .progress import Progress
 from .refine import Refiner
 from .tracking import EventLog
@@ -43,6 +42,9 @@ __all__ = ["compute_codebook_utilization", "train_codebook"]
 
 _LOG_NAME = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
+_PATIENCE = 3  # 解码网络连续几遍没有让留出误差更低，这个 epoch 就停
+_NETWORK_DECAY = 0.3  # 每个 network epoch 的学习率是上一个的几倍
+_REFIT_ROUNDS = 2  # 再多几轮，误差不再降（docs/log.md）
 
 
 def compute_codebook_utilization(encoder: SemanticIDEncoder) -> float:
@@ -182,8 +184,8 @@ class _Run:
         self.history: List[Dict[str, Any]] = []
         self._record: Dict[str, Any] = {"phase": "init"}
         self.best: Dict[str, Any] = {"key": [math.inf, math.inf], "epoch": -1, "state": None}
-        self.optimizer: torch.optim.Adam | None = None
-        self.refiner = Refiner(encoder.rq_vae)
+        # 有物品对时 L1 停在 k-means 的位置：那里最贴近行为，精修只为误差，会把它又拉回去
+        self.refiner = Refiner(encoder.rq_vae, min(int(pairs is not None), len(encoder.codebook_sizes) - 1))
         self._latents: torch.Tensor | None = None
         self.phases: List[str] = []
         self.events = EventLog(None)
@@ -202,7 +204,8 @@ class _Run:
         finally:
             self.events.close()
         self.encoder.load_state_dict(self.best["state"])
-        self.encoder.training_figures = self._figures()
+        num_refit_rows = self._refit()
+        self.encoder.training_figures = {**self._figures(), "num_refit_rows": num_refit_rows}
         return self.encoder.training_figures
 
     def _start(self, reinit: bool) -> None:
@@ -232,13 +235,36 @@ class _Run:
                 rotating=not self.rows.fits_one_block,
             )  # fmt: skip
             self._fit_decoder()
+        elif phase == "network":
+            record = self._network_epoch(label)
         else:
-            if phase == "network" and self.optimizer is None:
-                self.encoder.load_state_dict(self.best["state"])
-                self.optimizer = self._new_optimizer()
             batches = self.rows.batches(self.epoch, self.config.batch_size)
-            record = gradient_epoch(rq_vae, batches, self.rows.num_train_rows, self.optimizer, self.bar, label)
+            record = gradient_epoch(rq_vae, batches, self.rows.num_train_rows, None, self.bar, label)
         self._record = {"phase": phase, **record, "elapsed_s": time.perf_counter() - started}
+
+    def _network_epoch(self, label: str) -> Dict[str, Any]:
+        """从最好的状态起训练解码网络若干遍，每遍都评判，结束时停在最好的一遍上；返回最后一遍的记录。
+
+        编码网络不动：训练它，未见误差只升不降（docs/log.md），编码还要多算一个网络。优化器每个 epoch 新建，断点不必存它。
+        """
+        rq_vae, config = self.encoder.rq_vae, self.config
+        self.encoder.load_state_dict(self.best["state"])
+        order = self.epoch - 1 - self.phases.index("network")
+        rate = config.learning_rate * _NETWORK_DECAY**order
+        optimizer = torch.optim.Adam(rq_vae.decoder.parameters(), lr=rate, fused=True)  # 逐参数写要走四遍
+        passes = passes_per_epoch(EFFORTS[config.effort], self.rows.num_train_rows, self.encoder.config)
+        record: Dict[str, Any] = {}
+        stale = 0
+        for number in range(1, passes + 1):
+            batches = self.rows.batches((self.epoch - 1) * passes + number, config.batch_size)
+            title = f"{label}, pass {number}/{passes}"
+            record = gradient_epoch(rq_vae, batches, self.rows.num_train_rows, optimizer, self.bar, title)
+            stale = 0 if self._keep_if_best(judge(self.encoder, self.judge_rows, self.rows.mean)) else stale + 1
+            if stale == _PATIENCE:
+                break
+        rq_vae.zero_grad(set_to_none=True)  # 编码网络也得到了用不上的梯度
+        self.encoder.load_state_dict(self.best["state"])
+        return {**record, "passes": number, "learning_rate": rate}
 
     def _rounds(self) -> List[Round]:
         """这个精修 epoch 的各轮：序号、噪声的种子、已完成的比例。"""
@@ -248,6 +274,28 @@ class _Run:
         total = self.phases.count("refine") * count
         seed = self.config.seed * 1_000_003 % 2**40
         return [Round(number, seed + number, number / total) for number in range(first, first + count)]
+
+    def _refit(self) -> int:
+        """选定之后，留出行也来教码本：训练行与留出行一起，不加噪、按读码时的束宽更新两轮；返回用了几行。
+
+        不再评判，所以 `holdout_` 的数字仍是它们没有参与时的，略微保守。三种情形不做，返回 0：没有留出行；
+        数据超过一块，留出行不到 3%，不值得；精修一次也没有胜过起点，那么再更新两轮也不会。
+        """
+        if not len(self.rows.holdout) or not self.rows.fits_one_block or not self._refining_paid():
+            return 0
+        z = latents_of(self.encoder, torch.cat([self.rows.draw(0), self.rows.holdout]))
+        rounds = [Round(number, self.config.seed, 1.0) for number in range(_REFIT_ROUNDS)]
+        refine_epoch(
+            self.refiner, self.encoder.rq_vae, rounds, lambda _: z, self.config.batch_size, self.bar, "refit",
+            rotating=False, beam_size=self.encoder.config.beam_size,
+        )  # fmt: skip
+        self._fit_decoder()
+        return len(z)
+
+    def _refining_paid(self) -> bool:
+        """有没有哪个精修 epoch 的留出误差低于精修之前的。"""
+        before = min(r["holdout_mse"] for r in self.history if r["phase"] in ("init", "ema"))
+        return any(r["holdout_mse"] < before for r in self.history if r["phase"] == "refine")
 
     def _fit_decoder(self) -> None:
         """有物品对时隐向量离特征有一段距离，码本每变一次，就重新求一次从码字之和回到特征的线性映射。"""
@@ -266,20 +314,19 @@ class _Run:
         judged = judge(self.encoder, self.judge_rows, self.rows.mean)
         holdout = {f"holdout_{name}": value for name, value in judged.items()}
         self.history.append({"epoch": self.epoch, **self._record, **holdout})
-        key = [judged["mse"], judged["collision_rate"]]
-        if key < self.best["key"]:
-            state = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
-            self.best = {"key": key, "epoch": self.epoch, "state": state}
+        self._keep_if_best(judged)
         if self.folder is not None:
             self._checkpoint(self.folder)
         self.events.write(self.history[-1])
 
-    def _new_optimizer(self) -> torch.optim.Adam:
-        """只优化特征网络；有物品对时编码网络已按行为训好，只优化解码网络，免得又被拉回内容。"""
-        networks = [*self.encoder.rq_vae.decoder.parameters()]
-        if self.pairs is None:
-            networks += self.encoder.rq_vae.encoder.parameters()
-        return torch.optim.Adam(networks, lr=self.config.learning_rate, fused=True)  # 一遍走完，逐参数写要四遍
+    def _keep_if_best(self, judged: Dict[str, Any]) -> bool:
+        """当前状态若比最好的还好，记下它；先比误差，再比冲突率。"""
+        key = [judged["mse"], judged["collision_rate"]]
+        if not key < self.best["key"]:
+            return False
+        state = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
+        self.best = {"key": key, "epoch": self.epoch, "state": state}
+        return True
 
     def _identity_card(self) -> Dict[str, Any]:
         """断点属于哪一次训练：任何一项不同，续训的结果就不可能与不中断的相同。"""
@@ -294,8 +341,6 @@ class _Run:
     def _checkpoint(self, folder: Path) -> None:
         """写日志与断点；先有新断点，再删旧的，任何时刻被杀都至少剩一个完整的。"""
         groups = {"model": self.encoder.state_dict(), "best": self.best["state"]}
-        if self.optimizer is not None:
-            groups["optimizer"] = optimizer_tensors(self.optimizer)
         if self.refiner.residual_std is not None:
             groups["refiner"] = {"residual_std": self.refiner.residual_std}
         state = {
@@ -333,9 +378,6 @@ class _Run:
         self.best = {**state["best"], "state": groups["best"]}
         if "refiner" in groups:
             self.refiner.residual_std = groups["refiner"]["residual_std"].to(self.device)
-        if "optimizer" in groups:
-            self.optimizer = self._new_optimizer()
-            load_optimizer_(self.optimizer, groups["optimizer"])
         return True
 
     def _figures(self) -> Dict[str, Any]:
@@ -352,7 +394,9 @@ class _Run:
             "num_holdout_rows": len(self.rows.holdout),
             "num_epochs": self.num_epochs,
             "best_epoch": self.best["epoch"],
-            "network_kept": not self.encoder.rq_vae.encoder.is_identity(),
+            "network_kept": not (
+                self.encoder.rq_vae.encoder.is_identity() and self.encoder.rq_vae.decoder.is_identity()
+            ),
             "trainer_config": self.config.to_dict(),
             "num_pairs": 0 if self.pairs is None else len(self.pairs.rows),
             "beam_size": self.encoder.config.beam_size,

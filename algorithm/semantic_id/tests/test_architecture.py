@@ -58,14 +58,13 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     ),
     "training_rows": ("config vectors", "numpy torch"),
     "judge": ("encoder metrics", "numpy torch"),
-    "optimizer_state": ("", "torch"),
     "refine": ("codebook rq_vae", "torch"),
     "epochs": ("config metrics progress refine rq_vae", "numpy torch"),
     "behaviour": ("progress vectors", "numpy pyarrow torch"),
     "initialize": ("behaviour config encoder kmeans progress training_rows", "torch"),
     "tracking": ("", "torch"),
     "trainer": (
-        "behaviour checkpoint codebook config durable encoder epochs initialize judge optimizer_state progress refine"
+        "behaviour checkpoint codebook config durable encoder epochs initialize judge progress refine"
         " tracking training_rows vectors",
         "numpy torch",
     ),

@@ -8,7 +8,7 @@ import torch
 from algorithm.semantic_id import ResidualVectorQuantizer, SemanticIDConfig
 from algorithm.semantic_id import refine as refine_room
 from algorithm.semantic_id.config import EFFORTS
-from algorithm.semantic_id.epochs import plan_phases, rounds_per_epoch
+from algorithm.semantic_id.epochs import passes_per_epoch, plan_phases, rounds_per_epoch
 from algorithm.semantic_id.kmeans import kmeans
 from algorithm.semantic_id.metrics import collision_rate
 from algorithm.semantic_id.refine import SHRINK_VOTES, Refiner, votes
@@ -183,6 +183,28 @@ def test_rows_are_not_changed_and_scale_by_a_power_of_two_is_exact():
     assert torch.equal(books[1], books[0] * 2.0**11)
 
 
+def test_frozen_levels_keep_every_byte_and_the_rest_still_improve():
+    z = _demo_rows()[:3000]
+    rq = _kmeans_model(z, (32, 64, 128))
+    before, error = [q.embedding.weight.clone() for q in rq.quantizers], _error(rq, z)
+    refiner = Refiner(rq, num_frozen=1)
+    for done in range(8):
+        refiner.round_(z, 0.0, done, 16)
+    assert torch.equal(rq.quantizers[0].embedding.weight, before[0])
+    assert not torch.equal(rq.quantizers[1].embedding.weight, before[1])
+    assert _error(rq, z) < error
+
+
+def test_beam_rounds_update_from_the_codes_the_beam_reads():
+    z = _data()
+    rq = _kmeans_model(z)
+    greedy, beam = rq.encode_latent(z, 1), rq.encode_latent(z, 4)
+    assert any(not torch.equal(a, b) for a, b in zip(greedy, beam, strict=True))
+    codes = Refiner(rq).round_(z, 0.0, 0, 16, beam_size=4)
+    for got, expected in zip(codes, beam, strict=True):
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -211,3 +233,12 @@ def test_rounds_follow_the_size_of_the_data(effort, num_rows, expected):
     """2e11 / (行数 × 码字总数 1500 × 宽度 128)，夹在这一档的上下限之间。"""
     config = SemanticIDConfig(embedding_dim=256, latent_dim=128, codebook_sizes=(500, 1000))
     assert rounds_per_epoch(EFFORTS[effort], num_rows, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("effort", "num_rows", "expected"), [("default", 1000, 16), ("default", 40_000, 8), ("max", 10**6, 1)]
+)
+def test_passes_follow_the_size_of_the_data(effort, num_rows, expected):
+    """2e11 / (3 × 行数 × 隐层 512 × (256 + 128))，至少一遍，至多这一档的轮数上限。"""
+    config = SemanticIDConfig(embedding_dim=256, latent_dim=128, codebook_sizes=(500, 1000), hidden_dim=512)
+    assert passes_per_epoch(EFFORTS[effort], num_rows, config) == expected

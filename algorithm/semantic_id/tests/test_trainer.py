@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook, training_rows
+from algorithm.semantic_id import trainer as trainer_room
 from algorithm.semantic_id.config import EFFORTS
 from algorithm.semantic_id.judge import judge
+from algorithm.semantic_id.refine import Refiner
 from algorithm.semantic_id.training_rows import TrainingRows
 from algorithm.semantic_id.vectors import open_vectors
 
@@ -128,7 +130,7 @@ def test_scaling_features_by_a_power_of_two_keeps_every_id(power):
 
 
 def test_network_trajectory_is_scale_free_too():
-    """上一条里网络可能没被留下；这里直接比较最后一个 epoch 的网络。"""
+    """上一条里网络可能没被留下；这里没有留出行，网络必定留下，直接比较它。"""
     x = data()
     histories = []
     for power in (0, 9):
@@ -136,8 +138,9 @@ def test_network_trajectory_is_scale_free_too():
         config = TrainerConfig(batch_size=128, kmeans_iterations=3, holdout_rate=0.0)
         trained(x * np.float32(2.0**power), epochs=5, config=config, encoder=encoder)
         histories.append(encoder)
-    a, b = (e.rq_vae.encoder for e in histories)
+    a, b = (e.rq_vae.decoder for e in histories)
     assert not a.is_identity()
+    assert histories[0].rq_vae.encoder.is_identity()
     assert torch.equal(a.weight_out, b.weight_out)
     assert float(b.unit) == 2**9 * float(a.unit)
 
@@ -148,6 +151,7 @@ torch.set_num_threads(1)
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
 from algorithm.semantic_id.refine import Refiner
 from algorithm.semantic_id.rq_vae import ResidualVectorQuantizer
+from algorithm.semantic_id.trainer import _Run
 def kill_at(owner, name, count):
     real, calls = getattr(owner, name), []
     def wrapped(*args, **kwargs):
@@ -171,7 +175,7 @@ def killed(**fields):
 
 
 def test_resume_after_kill_9_gives_the_same_bytes(tmp_path):
-    """两次 SIGKILL：第 3 个 epoch（精修）的第 8 轮，第 10 个 epoch（网络）的第 5 批；最终与不中断的逐位相同。"""
+    """三次 SIGKILL：第 3 个 epoch（精修）的第 8 轮，第 9 个（网络）的第 5 批，最后的 refit；最终与不中断的逐位相同。"""
     x = data()
     np.save(tmp_path / "x.npy", x)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -187,8 +191,10 @@ def test_resume_after_kill_9_gives_the_same_bytes(tmp_path):
         trained(x, epochs=6, output_dir=cut, resume=True)
     with pytest.raises(ValueError, match=r"cannot resume .* data_sha256"):
         trained(x + 1, epochs=10, output_dir=cut, resume=True)
-    found = killed(owner="ResidualVectorQuantizer", name="forward", count=8 + 5, resume=True, **common)
-    assert found == ["epoch-000009"]
+    found = killed(owner="ResidualVectorQuantizer", name="forward", count=5, resume=True, **common)
+    assert found == ["epoch-000008"]
+    found = killed(owner="_Run", name="_refit", count=1, resume=True, **common)
+    assert found == ["epoch-000010"]
     resumed, figures = trained(x, epochs=10, output_dir=cut, resume=True)
     assert resumed.fingerprint() == reference.fingerprint()
     assert figures == reference_figures
@@ -242,12 +248,49 @@ def test_uniform_init_goes_through_ema_first(tmp_path):
     assert min(figures["utilization"]) >= 0.9
 
 
-def test_keeps_the_best_state_by_held_back_error():
+def test_keeps_the_best_state_by_held_back_error(monkeypatch):
+    monkeypatch.setattr(trainer_room._Run, "_refit", lambda self: 0)
     x = data()
     encoder, figures = trained(x, epochs=6)
     rows = TrainingRows(open_vectors(x), FAST, None)
     now = judge(encoder, rows.holdout, rows.mean)
     assert now["relative_mse"] == figures["holdout_relative_mse"]
+
+
+def test_refit_is_two_silent_rounds_over_every_row_with_the_reading_beam(monkeypatch):
+    """与手工相同：先训练到选定的状态，再对训练行与留出行不加噪地更新两轮；留出的数字仍是更新之前的。"""
+    x = data()
+    encoder, figures = trained(x, epochs=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_room._Run, "_refit", lambda self: 0)
+        by_hand, before = trained(x, epochs=6)
+    rows = TrainingRows(open_vectors(x), FAST, None)
+    z = torch.cat([rows.draw(0), rows.holdout])
+    for _ in range(2):
+        Refiner(by_hand.rq_vae).round_(z, 0.0, 0, FAST.batch_size, beam_size=4)
+    assert (before["num_refit_rows"], figures["num_refit_rows"]) == (0, 1000)
+    for ours, theirs in zip(encoder.rq_vae.quantizers, by_hand.rq_vae.quantizers, strict=True):
+        assert torch.equal(ours.embedding.weight, theirs.embedding.weight)
+    assert figures["holdout_relative_mse"] == before["holdout_relative_mse"]
+    now = judge(encoder, rows.holdout, rows.mean)["relative_mse"]
+    assert now < figures["holdout_relative_mse"]
+
+
+def test_no_refit_where_refining_never_beat_the_start():
+    """每行都有自己的码字，k-means 已经没有误差；精修把码字向零收缩，留出行只会更差。"""
+    x = np.repeat(data(16), 20, axis=0)
+    _, figures = trained(x, epochs=4)
+    assert figures["best_epoch"] == 0
+    assert figures["num_refit_rows"] == 0
+    assert figures["relative_mse"] < 1e-6
+
+
+def test_no_refit_without_held_back_rows_or_where_the_rows_exceed_a_block(monkeypatch):
+    config = TrainerConfig(batch_size=128, kmeans_iterations=3, holdout_rate=0.0)
+    assert trained(data(), epochs=4, config=config)[1]["num_refit_rows"] == 0
+    monkeypatch.setattr(training_rows, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(training_rows, "_CHUNK_ROWS", 256)
+    assert trained(data(), epochs=4)[1]["num_refit_rows"] == 0
 
 
 def test_network_is_dropped_where_the_identity_is_better():
