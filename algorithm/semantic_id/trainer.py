@@ -1,8 +1,9 @@
 """码本训练：初始化 → 逐 epoch 训练 → 在留出行上评判 → 记录与断点 → 留下最好的一个。
 
-配方：依赖数据的初始化（默认逐层残差 k-means；有物品对时先训练特征编码网络）→ 各层联合精修（`refine.py`）→ 最后五分之一的
-epoch 冻结码本、训练解码网络，语义 ID 因此不变。留出误差最低的状态胜出，所以网络只有确实比恒等更好时才会留下；胜出的状态最后带上
-留出行再更新两轮（`_refit`）。uniform 起步时先用 EMA 与死码字复活过一半的 epoch。轮数、编码的束宽由 `TrainerConfig.effort` 定。
+配方：依赖数据的初始化（默认逐层残差 k-means；有物品对时先训练特征编码网络）→ 各层联合精修（`refine.py`）→
+最后五分之一的 epoch 冻结码本、训练解码网络，语义 ID 因此不变。留出误差最低的状态胜出，所以网络只有确实比恒等
+更好时才会留下；胜出的状态最后带上留出行再更新两轮（`_refit`）。uniform 起步时先用 EMA 与死码字复活过一半的
+epoch。轮数、编码的束宽由 `TrainerConfig.effort` 定。
 
 谁可以写：训练器写模型；`output_dir` 里 metrics.jsonl、checkpoints/（与装了 semid[track] 时的 tensorboard/）随训练更新，
 模型文件最后才写。
@@ -245,7 +246,8 @@ class _Run:
     def _network_epoch(self, label: str) -> Dict[str, Any]:
         """从最好的状态起训练解码网络若干遍，每遍都评判，结束时停在最好的一遍上；返回最后一遍的记录。
 
-        编码网络不动：训练它，未见误差只升不降（docs/log.md），编码还要多算一个网络。优化器每个 epoch 新建，断点不必存它。
+        编码网络不动：训练它，未见误差只升不降（docs/log.md），编码还要多算一个网络。
+        优化器每个 epoch 新建，断点不必存它。
         """
         rq_vae, config = self.encoder.rq_vae, self.config
         self.encoder.load_state_dict(self.best["state"])
