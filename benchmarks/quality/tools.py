@@ -64,20 +64,26 @@ class Tool:
 
 
 def source_digest() -> str:
-    """训练与编码用到的源文件的 SHA-256 前 12 位：从 trainer.py 顺着 import 找，改命令行或报告不必重训。"""
+    """训练与编码用到的源文件的 SHA-256 前 12 位：从 trainer.py 顺着 import 找，改命令行或报告不必重训。
+
+    Python 文件取去掉文档字符串的语法树：改注释、改说明、改排版也不必重训。
+    """
     folder = PACKAGE / "semantic_id"
-    todo, seen = ["trainer"], set()
+    todo, codes = ["trainer"], {}
     while todo:
         name = todo.pop()
         path = folder / f"{name}.py"
-        if name in seen or not path.is_file():
+        if name in codes or not path.is_file():
             continue
-        seen.add(name)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 todo += [node.module] if node.module else [alias.name for alias in node.names]
-    files = [folder / f"{name}.py" for name in sorted(seen)] + sorted(folder.glob("*.cpp"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        codes[name] = ast.dump(tree).encode()
+    parts = [codes[name] for name in sorted(codes)] + [path.read_bytes() for path in sorted(folder.glob("*.cpp"))]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
 def _sum_of(books: list[np.ndarray], codes: np.ndarray) -> np.ndarray:
