@@ -15,6 +15,7 @@ setup(
             depends=[
                 "algorithm/semantic_id/_native_amx.cpp",
                 "algorithm/semantic_id/_native_beam.cpp",
+                "algorithm/semantic_id/_native_int16.cpp",
             ],  # 由 _native.cpp 包含
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off"],

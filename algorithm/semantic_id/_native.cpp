@@ -5,8 +5,8 @@
 // 得分 h = −‖c‖²/2 + x·c 只负责提名，裁决按 search.py 开头的 float64 定义：16 路、折半相加、不许 FMA。
 // 因此必须以 -ffp-contract=off 编译；提名用的 FMA 都是显式的 intrinsics，不受它影响。
 //
-// 有 AMX 的处理器上，提名改用 bfloat16 的瓦片乘法（`_native_amx.cpp`），约是 float32 乘积的十几倍；误差界随之放宽，
-// 候选多一些，裁决的定义不变，所以编号逐位相同。
+// 得分只负责提名，所以可以更粗而更快：int16 定点数（`_native_int16.cpp`，AVX2 与 AVX-512 VNNI，约两倍），或 bfloat16 的
+// 瓦片乘法（`_native_amx.cpp`，十几倍）。误差界随之放宽，候选多一些，裁决的定义不变，所以编号逐位相同。
 //
 // 指令集在运行时挑选，同一个二进制到处能用。没有 OpenMP：线程由 Python 一侧开，每个线程各算各的行块。
 // 假定输入有限（由 Python 的门口负责）；违反时答案无意义，但不会越界。
@@ -34,6 +34,7 @@
 #define SEMID_X86 1
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 对自己的 intrinsics 头文件误报
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
@@ -56,14 +57,15 @@
 
 // 与 Python 一侧的 ctypes.Structure 逐字段对应。
 struct Book {
-    const float *table;       // 面板 (P, D, 32)；AMX 是按行存放的 (P * 32, D)
-    const uint16_t *tiles;    // AMX：(P, C, 2, 16, 32) 的 bfloat16，C 段宽度各 32；其余路径是 nullptr
+    const float *table;       // 面板 (P, D, 32)；有 tiles 时是按行存放的 (P * 32, D)
+    const void *tiles;        // AMX：(P, C, 2, 16, 32) 的 bfloat16，C 段宽度各 32；int16：(P, ⌈D/2⌉ + 1, 32) 的 int32，每个是
+                              // 相邻两维，末行是各码字的 s（float32）；其余路径是 nullptr
     const float *bias;        // (P * 32) −‖c‖²/2；填充与重复的码字是 −inf
     const float *norm;        // (P * 32) ‖c‖ 的上界
     const float *panel_norm;  // (P) 面板内 ‖c‖ 的最大值
     int64_t size, width, num_panels;
     double top_norm, limit, slope, curve, eta, tau;  // 误差界的系数，见 search.py
-    double loss;              // AMX：‖c − bf16(c)‖ / ‖c‖ 的最大值
+    double loss;              // 有 tiles 时：‖c − c̃‖ / ‖c‖ 的最大值
 };
 
 namespace {
@@ -271,6 +273,12 @@ __attribute__((target("avx2"))) void brute_avx2(const float *panel, int64_t widt
 }
 #endif
 
+#ifdef SEMID_X86
+const DistanceFn kDistances[] = {distance_generic, distance_avx2, distance_avx512};
+#else
+const DistanceFn kDistances[] = {distance_generic};
+#endif
+
 struct Isa {
     int rows;             // 满瓦片的行数
     const TileFn *tiles;  // 下标是行数 − 1
@@ -284,7 +292,7 @@ const TileFn kAvx512[] = {tile_avx512<1>,  tile_avx512<2>,  tile_avx512<3>,  til
                           tile_avx512<6>,  tile_avx512<7>,  tile_avx512<8>,  tile_avx512<9>, tile_avx512<10>,
                           tile_avx512<11>, tile_avx512<12>, tile_avx512<13>, tile_avx512<14>};
 const Isa kIsas[] = {{4, kGeneric, brute_generic}, {6, kAvx2, brute_avx2}, {14, kAvx512, brute_avx512}};
-constexpr int kAvx512Isa = 2, kAmxIsa = 3;  // AMX 另走一条路，见 _native_amx.cpp
+constexpr int kAvx512Isa = 2, kAmxIsa = 3, kInt16Isa = 4;  // 后两个另走一条路：AMX；int16 的 AVX2，再加一是 AVX-512
 #else
 const Isa kIsas[] = {{4, kGeneric, brute_generic}};
 #endif
@@ -395,7 +403,7 @@ private:
 
 // ---- 一块行，float32 乘积 ----
 
-// 码本的面板 [d][32]。AMX 的码本按行存放，用到哪个面板才拼哪个。
+// 码本的面板 [d][32]。低精度提名的码本按行存放，用到哪个面板才拼哪个。
 class Panels {
 public:
     explicit Panels(const Book &book) : book_(book), spare_(book.tiles ? book.width * kPanel : 0) {}
@@ -514,26 +522,99 @@ private:
     Panels panel_;
 };
 
+// ---- 一块行，低精度的乘积：Rows 负责打包与相乘 ----
+
+template <class Rows>
+class NarrowBlock : private Shortlist {
+public:
+    NarrowBlock(const Book &book, int plain, int64_t capacity, Rows rows)
+        : Shortlist(book, rows.unit(), kList, capacity), plain_(plain), packed_(std::move(rows)), wide_(book.width) {}
+
+    void run(const float *x, int64_t row_stride, int64_t column_stride, int64_t count, int64_t *out) {
+        for (int64_t i = 0; i < count; ++i) {
+            double norm, loss;
+            packed_.pack(x + i * row_stride, column_stride, i, count, &norm, &loss);
+            open(i, norm, loss);
+        }
+        const auto bars = [&](int64_t p, int64_t first, int64_t, float *line) {
+            for (int r = 0; r < unit_; ++r) line[r] = bar(p, tiles_[first / unit_], r);
+        };
+        packed_.multiply(book_, count, bars, [&](int64_t p, int64_t i, const float *scores, uint32_t mask) {
+            collect(p, i, scores, mask);
+        });
+        std::vector<int64_t> crowded;
+        for (int64_t i = 0; i < count; ++i)
+            if (complete(i))
+                out[i] = settle(i, x + i * row_stride, column_stride);
+            else
+                crowded.push_back(i);
+        if (!crowded.empty()) again(crowded, x, row_stride, column_stride, out);
+    }
+
+private:
+    static constexpr int kList = 128;  // 界宽了十几倍，候选多些；逐个裁决 128 个仍比 float32 的乘积便宜
+
+    int64_t settle(int64_t i, const float *x, int64_t column_stride) {
+        const Candidate *candidates = list(i);
+        if (rows_[i].count == 1) return candidates[0].code;
+        for (int64_t d = 0; column_stride != 1 && d < book_.width; ++d) wide_[d] = x[d * column_stride];
+        const float *row = column_stride == 1 ? x : wide_.data();
+        int64_t best = candidates[0].code;
+        double least = std::numeric_limits<double>::infinity();
+        for (int m = 0; m < rows_[i].count; ++m) {  // 编号递增，严格小于即取最低编号
+            const double far = kDistances[plain_](row, book_.table + candidates[m].code * book_.width, book_.width);
+            if (far < least) least = far, best = candidates[m].code;
+        }
+        return best;
+    }
+
+    // 候选不齐的行：float32 的界窄得多，用它重做。
+    void again(const std::vector<int64_t> &crowded, const float *x, int64_t row_stride, int64_t column_stride,
+               int64_t *out) {
+        const auto count = static_cast<int64_t>(crowded.size());
+        std::vector<float> rows(count * book_.width);
+        std::vector<int64_t> codes(count);
+        for (int64_t n = 0; n < count; ++n)
+            for (int64_t d = 0; d < book_.width; ++d)
+                rows[n * book_.width + d] = x[crowded[n] * row_stride + d * column_stride];
+        Book plain = book_;
+        plain.loss = 0.0;  // float32 的乘积不丢这一份
+        Block(plain, kIsas[plain_], count).run(rows.data(), book_.width, 1, count, codes.data());
+        for (int64_t n = 0; n < count; ++n) out[crowded[n]] = codes[n];
+    }
+
+    const int plain_;
+    Rows packed_;
+    std::vector<float> wide_;
+};
+
 }  // namespace
 
+#ifdef SEMID_X86
+#include "_native_int16.cpp"
+#endif
 #ifdef SEMID_AMX
 #include "_native_amx.cpp"
 #endif
 #include "_native_beam.cpp"
 
-SEMID_API int semid_version() { return 4; }
+SEMID_API int semid_version() { return 5; }
 
-// 本机可用的最好指令集：0 通用、1 AVX2、2 AVX-512、3 AMX。
-SEMID_API int semid_best_isa() {
+// 本机可用的指令集，一位一种：0 通用、1 AVX2、2 AVX-512、3 AMX、4 AVX2 的 int16、5 AVX-512 VNNI 的 int16。
+SEMID_API int semid_isas() {
+    int found = 1;
 #ifdef SEMID_X86
     __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found |= 1 << 1 | 1 << kInt16Isa;
+    if (__builtin_cpu_supports("avx512f")) found |= 1 << kAvx512Isa;
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        found |= 1 << (kInt16Isa + 1);
 #ifdef SEMID_AMX
-    if (amx_allowed()) return 3;
+    if (amx_allowed()) found |= 1 << kAmxIsa;
 #endif
-    if (__builtin_cpu_supports("avx512f")) return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
-    return 0;
+    return found;
 }
 
 // 把 codes 的第 i 行写进面板的第 rows[i] 个码字。
@@ -570,6 +651,30 @@ SEMID_API void semid_pack_amx(const float *codes, const int64_t *rows, int64_t c
 }
 #endif
 
+#ifdef SEMID_X86
+// 把 codes 的第 i 行写成第 rows[i] 个码字的定点数；losses[i] 是 ‖c − c̃‖ / ‖c‖。
+SEMID_API int semid_pack_int16(const float *codes, const int64_t *rows, int64_t count, int64_t width, int isa,
+                               int32_t *panels, double *losses) {
+    const unsigned saved = _mm_getcsr();
+    _mm_setcsr(0x1f80);  // 同 semid_nearest
+    int status = 0;
+    try {
+        std::vector<int16_t> spare(width + 1);
+        const int64_t panel = (int16_pairs(width) + 1) * kPanel;
+        for (int64_t i = 0; i < count; ++i) {
+            double norm, loss;
+            int32_t *target = panels + rows[i] / kPanel * panel + rows[i] % kPanel;
+            kInt16Isas[isa - kInt16Isa].pack(codes + i * width, width, spare.data(), target, kPanel, &norm, &loss);
+            losses[i] = norm < kVanishing ? 0.0 : loss / norm * (1 + 1e-5);
+        }
+    } catch (const std::bad_alloc &) {
+        status = 1;
+    }
+    _mm_setcsr(saved);
+    return status;
+}
+#endif
+
 // count 行的最近码字；步长以元素计。返回 0 成功，1 内存不足。
 SEMID_API int semid_nearest(const Book *book, int isa, const float *x, int64_t row_stride, int64_t column_stride,
                             int64_t count, int64_t *out) {
@@ -583,7 +688,15 @@ SEMID_API int semid_nearest(const Book *book, int isa, const float *x, int64_t r
         if (isa == kAmxIsa) {
             const int64_t capacity = capacity_of(count, kAmxRows, 2 * book->width);
             const AmxSession session;
-            AmxBlock block(*book, capacity);
+            NarrowBlock<AmxRows> block(*book, kAvx512Isa, capacity, AmxRows(book->width, capacity));
+            in_blocks(block, capacity, x, row_stride, column_stride, count, out);
+        } else
+#endif
+#ifdef SEMID_X86
+        if (isa >= kInt16Isa) {
+            const Int16Isa &int16 = kInt16Isas[isa - kInt16Isa];
+            const int64_t capacity = capacity_of(count, int16.rows, 2 * book->width);
+            NarrowBlock<Int16Rows> block(*book, int16.plain, capacity, Int16Rows(int16, book->width, capacity));
             in_blocks(block, capacity, x, row_stride, column_stride, count, out);
         } else
 #endif

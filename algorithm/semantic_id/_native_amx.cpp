@@ -4,7 +4,7 @@
 //     |x·c − x̃·c̃| ≤ ‖x − x̃‖‖c‖ + (‖x‖ + ‖x − x̃‖)‖c − c̃‖
 // 两个舍入误差都按实际的算（最坏情形的四成左右），码本一侧取各码字 ‖c − c̃‖/‖c‖ 的最大值。两个 bfloat16 的积在 float32
 // 里是准确的，累加仍是每步舍入一次，所以 search.py 的 γ 照旧；AMX 把次正规数当作零，由 τ 覆盖。
-// 候选仍按 float64 的定义裁决，码字因此另按行存放一份；候选挤爆的行改用 float32 的瓦片重做，再不行才逐一比较。
+// 候选仍按 float64 的定义裁决，码字因此另按行存放一份；候选挤爆的行改用 float32 的瓦片重做，再不行才逐一比较（NarrowBlock）。
 
 namespace {
 
@@ -134,7 +134,7 @@ public:
         start_ = data_.data() + (64 - address % 64) % 64 / sizeof(uint16_t);
     }
 
-    void pack(const float *x, int64_t column_stride, int64_t i, double *norm, double *loss) {
+    void pack(const float *x, int64_t column_stride, int64_t i, int64_t, double *norm, double *loss) {
         for (int64_t d = 0; column_stride != 1 && d < width_; ++d) spare_[d] = x[d * column_stride];
         uint16_t *target = start_ + i / 16 * chunks_ * kAmxTile + i % 16 * kAmxWide;
         amx_pack_row(column_stride == 1 ? x : spare_.data(), width_, target, norm, loss);
@@ -160,7 +160,7 @@ public:
         int turn = 0;
         for (int64_t p = 0; p < book.num_panels; ++p)
             for (int64_t first = 0; first < count; first += kAmxRows, turn ^= 1) {
-                const uint16_t *panel = book.tiles + p * chunks_ * 2 * kAmxTile;
+                const uint16_t *panel = static_cast<const uint16_t *>(book.tiles) + p * chunks_ * 2 * kAmxTile;
                 const auto tile = count - first > 16 ? amx_tile<2> : amx_tile<1>;
                 tile(panel, book.bias + p * kPanel, chunks_, start_ + first / 16 * chunks_ * kAmxTile, scores[turn]);
                 if (last_p >= 0) sift(last_p, last, scores[turn ^ 1]);
@@ -169,75 +169,13 @@ public:
         if (last_p >= 0) sift(last_p, last, scores[turn ^ 1]);
     }
 
+    int unit() const { return kAmxRows; }
+
 private:
     const int64_t chunks_, width_;
     std::vector<float> spare_;
     std::vector<uint16_t> data_;
     uint16_t *start_;
-};
-
-// ---- 一块行 ----
-
-class AmxBlock : private Shortlist {
-public:
-    AmxBlock(const Book &book, int64_t capacity)
-        : Shortlist(book, kAmxRows, kList, capacity), packed_(book.width, capacity), wide_(book.width) {}
-
-    void run(const float *x, int64_t row_stride, int64_t column_stride, int64_t count, int64_t *out) {
-        for (int64_t i = 0; i < count; ++i) {
-            double norm, loss;
-            packed_.pack(x + i * row_stride, column_stride, i, &norm, &loss);
-            open(i, norm, loss);
-        }
-        const auto bars = [&](int64_t p, int64_t first, int64_t, float *line) {
-            for (int r = 0; r < kAmxRows; ++r) line[r] = bar(p, tiles_[first / kAmxRows], r);
-        };
-        packed_.multiply(book_, count, bars, [&](int64_t p, int64_t i, const float *scores, uint32_t mask) {
-            collect(p, i, scores, mask);
-        });
-        std::vector<int64_t> crowded;
-        for (int64_t i = 0; i < count; ++i)
-            if (complete(i))
-                out[i] = settle(i, x + i * row_stride, column_stride);
-            else
-                crowded.push_back(i);
-        if (!crowded.empty()) again(crowded, x, row_stride, column_stride, out);
-    }
-
-private:
-    static constexpr int kList = 128;  // 界宽了十几倍，候选多些；逐个裁决 128 个仍比 float32 的乘积便宜
-
-    int64_t settle(int64_t i, const float *x, int64_t column_stride) {
-        const Candidate *candidates = list(i);
-        if (rows_[i].count == 1) return candidates[0].code;
-        for (int64_t d = 0; column_stride != 1 && d < book_.width; ++d) wide_[d] = x[d * column_stride];
-        const float *row = column_stride == 1 ? x : wide_.data();
-        int64_t best = candidates[0].code;
-        double least = std::numeric_limits<double>::infinity();
-        for (int m = 0; m < rows_[i].count; ++m) {  // 编号递增，严格小于即取最低编号
-            const double far = distance_avx512(row, book_.table + candidates[m].code * book_.width, book_.width);
-            if (far < least) least = far, best = candidates[m].code;
-        }
-        return best;
-    }
-
-    // 候选不齐的行：float32 的界窄得多，用它重做。
-    void again(const std::vector<int64_t> &crowded, const float *x, int64_t row_stride, int64_t column_stride,
-               int64_t *out) {
-        const auto count = static_cast<int64_t>(crowded.size());
-        std::vector<float> rows(count * book_.width);
-        std::vector<int64_t> codes(count);
-        for (int64_t n = 0; n < count; ++n)
-            for (int64_t d = 0; d < book_.width; ++d)
-                rows[n * book_.width + d] = x[crowded[n] * row_stride + d * column_stride];
-        Book plain = book_;
-        plain.loss = 0.0;  // float32 的乘积不丢这一份
-        Block(plain, kIsas[kAvx512Isa], count).run(rows.data(), book_.width, 1, count, codes.data());
-        for (int64_t n = 0; n < count; ++n) out[crowded[n]] = codes[n];
-    }
-
-    AmxRows packed_;
-    std::vector<float> wide_;
 };
 
 }  // namespace

@@ -3,7 +3,8 @@
 // 做法：一块行（几千行）打包一次，每层的 z·c 只乘一遍；瓦片的得分落在 L1，各路径当场减去自己的内积表再与门槛比较。
 // 内积表按面板最外排列，一个面板的一片（默认规模 320 KB）由整块行轮流使用。它是 int16 定点数：内存与带宽省一半，而
 // 单位取 ‖q‖·max‖c‖ / 32766（max 只在这个面板的 32 个码字里取），半个单位的误差与 float32 乘积自身的误差界相当。
-// 没有表的层把各路径的残差当作行来乘；AMX 的乘积便宜到每一层都这样做，不用表。够得着门槛的得分进候选表，一层结束后逐行按定义裁决，所以两种走法答案相同。
+// 没有表的层把各路径的残差当作行来乘；AMX 的乘积便宜到每一层都这样做，不用表。够得着门槛的得分进候选表，一层结束后逐行按
+// 定义裁决，所以两种走法答案相同。低精度的乘积（AMX、int16）挤爆的行，用 float32 的乘积重做这一层。
 
 struct BeamLevel {
     const Book *book;
@@ -118,28 +119,40 @@ __attribute__((target("avx2,fma"))) int sift_avx2(const Sift &s) {
     return found;
 }
 
-constexpr int kPlainIsas = 3;  // 编号不小于它的是 AMX
 const SiftFn kSifts[] = {sift_generic, sift_avx2, sift_avx512};
-const DistanceFn kDistances[] = {distance_generic, distance_avx2, distance_avx512};
 #else
-constexpr int kPlainIsas = 1;
 const SiftFn kSifts[] = {sift_generic};
-const DistanceFn kDistances[] = {distance_generic};
 #endif
+
+// 低精度的指令集用哪一种 float32 的乘积重做。
+SEMID_INLINE int plain_of(int isa) {
+#ifdef SEMID_X86
+    if (isa >= kInt16Isa) return kInt16Isas[isa - kInt16Isa].plain;
+    if (isa == kAmxIsa) return kAvx512Isa;
+#endif
+    return isa;
+}
 
 // ---- 一块行 ----
 
 class BeamBlock {
 public:
     BeamBlock(const Beam &beam, int isa, int64_t capacity)
-        : beam_(beam), amx_(isa > kPlainIsas - 1), isa_(kIsas[isa - amx_]), sift_(kSifts[isa - amx_]),
-          distance_(kDistances[isa - amx_]), width_(beam.width), most_(beam.size + 1),
-          kept_(2 * beam.size + (amx_ ? 120 : 24)), packed_(amx_ ? 0 : capacity * width_), rows_(capacity),
+        : beam_(beam), narrow_(isa != plain_of(isa)), isa_(kIsas[plain_of(isa)]), sift_(kSifts[plain_of(isa)]),
+          distance_(kDistances[plain_of(isa)]), width_(beam.width), most_(beam.size + 1),
+          kept_(2 * beam.size + (narrow_ ? 120 : 24)), packed_(narrow_ ? 0 : capacity * width_), rows_(capacity),
           slots_(capacity * most_ * beam.num_levels), error_(capacity * most_), reach_(capacity * most_),
-          pull_(capacity * most_), half_(capacity * most_), lows_(capacity * beam.size), list_(capacity * kept_), scores_(kMaxRows * kPanel),
-          which_(most_), masks_(most_), out_(most_ * kPanel), residual_(width_), wide_(width_) {
+          pull_(capacity * most_), half_(capacity * most_), lows_(capacity * beam.size), list_(capacity * kept_),
+          scores_(kMaxRows * kPanel), which_(most_), masks_(most_), out_(most_ * kPanel), residual_(width_),
+          wide_(width_) {
 #ifdef SEMID_AMX
-        if (amx_) halves_ = std::make_unique<AmxRows>(width_, capacity * most_);
+        if (isa == kAmxIsa) amx_ = std::make_unique<AmxRows>(width_, capacity * most_);
+#endif
+#ifdef SEMID_X86
+        if (isa >= kInt16Isa) {
+            int16_ = std::make_unique<Int16Rows>(kInt16Isas[isa - kInt16Isa], width_, capacity);
+            int16_paths_ = std::make_unique<Int16Rows>(kInt16Isas[isa - kInt16Isa], width_, paths_at_once());
+        }
 #endif
     }
 
@@ -150,15 +163,24 @@ public:
             level_ = &beam_.levels[l], book_ = level_->book, depth_ = static_cast<int>(l);
             const bool direct = amx_ || (l > 0 && !level_->table);
             grain_ = direct || l == 0 ? 0.0 : beam_.grain;
-            std::vector<int64_t> rows(direct ? count : 0);
-            std::iota(rows.begin(), rows.end(), 0);
-#ifdef SEMID_AMX
-            if (amx_) rows = multiply_amx();  // 余下候选挤爆的行，用 float32 重做
-#endif
-            for (const int64_t i : rows) open(i, true);
-            if (!direct)
+            if (!direct) {
                 for (int64_t i = 0; i < count; ++i) open(i, false);
-            direct ? multiply_paths(rows) : multiply_rows();
+                multiply_rows();
+            }
+#ifdef SEMID_AMX
+            if (amx_) multiply_narrow(*amx_);
+#endif
+#ifdef SEMID_X86
+            if (direct && int16_) multiply_narrow(*int16_paths_);
+#endif
+            if (direct || narrow_) {
+                std::vector<int64_t> rows;
+                for (int64_t i = 0; i < count; ++i)
+                    if (!narrow_ || !complete(i)) rows.push_back(i);
+                grain_ = 0.0;
+                for (const int64_t i : rows) open(i, true);
+                if (!rows.empty()) multiply_paths(rows);
+            }
             for (int64_t i = 0; i < count; ++i) settle(i);
         }
         for (int64_t i = 0; i < count; ++i) write(i, codes, errors);
@@ -178,6 +200,7 @@ private:
         int32_t paths, greedy, count;
         bool brute, raised;
         double rest, norm_z;      // 误差界里与码字无关的部分的最大值；‖z‖ 的上界
+        double loss_z;            // z 的低精度副本丢掉的 ‖z − z̃‖；没有副本为 0
         double low, low_greedy;   // 第 size 大的得分下界；贪心路径自己的最大下界
         double lost, lost_greedy; // 因候选表满而丢掉的最大 high
     };
@@ -191,8 +214,13 @@ private:
     // 打包 z，每行从一条空路径开始。
     void start() {
         for (int64_t i = 0; i < count_; ++i) {
-            if (!amx_) pack(z_ + i * width_, i, count_, packed_.data());
             State &row = rows_[i];
+            row.loss_z = 0.0;
+            if (!narrow_) pack(z_ + i * width_, i, count_, packed_.data());
+#ifdef SEMID_X86
+            double ignored;
+            if (int16_) int16_->pack(z_ + i * width_, 1, i, count_, &ignored, &row.loss_z);
+#endif
             row.norm_z = reach_[i * most_] = upper_norm(z_ + i * width_);
             row.paths = 1, row.greedy = 0;
             error_[i * most_] = 0.0;
@@ -219,8 +247,8 @@ private:
         return beam_.eta * reach * reach + beam_.drift * error + beam_.tau * (1 + reach + book_->top_norm);
     }
 
-    // 一层开始时的门槛。reach 是误差界里的 W：查表时 ‖z‖ + Σ‖q‖，直接乘时 ‖r‖，后者由误差得来。losses 是各路径的残差舍入成
-    // bfloat16 的误差；float32 的乘积没有它。
+    // 一层开始时的门槛。reach 是误差界里的 W：查表时 ‖z‖ + Σ‖q‖，直接乘时 ‖r‖，后者由误差得来。losses 是各路径的残差在
+    // 低精度副本里的误差；float32 的乘积没有它。
     void open(int64_t i, bool direct, const double *losses = nullptr) {
         State &row = rows_[i];
         double reach = 0.0, error = 0.0, pull = 0.0;
@@ -236,6 +264,7 @@ private:
             double &slope = pull_[i * most_ + k];
             slope = beam_.slope * own;
             if (losses) slope += 1.001 * (losses[k] + book_->loss * (own + losses[k]));
+            if (narrow_ && !direct) slope += 1.001 * (row.loss_z + book_->loss * (row.norm_z + row.loss_z));
             reach = std::max(reach, own);
             error = std::max(error, error_[i * most_ + k]);
             pull = std::max(pull, slope);
@@ -268,6 +297,16 @@ private:
         std::fill_n(open_bar, kMaxRows, -std::numeric_limits<float>::infinity());  // 所有得分都写出来
         Panels panel(*book_);
         const int64_t slice = level_->first * kPanel, tiles = (count_ + isa_.rows - 1) / isa_.rows;
+        const auto multiply = [&](int64_t p, int64_t t) {
+#ifdef SEMID_X86
+            if (int16_) {
+                int16_->tile(*book_, p, t, count_, open_bar, scores_.data(), ignored);
+                return;
+            }
+#endif
+            isa_.tiles[rows_in(t, count_) - 1](panel(p), book_->bias + p * kPanel, width_,
+                                               packed_.data() + t * isa_.rows * width_, open_bar, scores_.data(), ignored);
+        };
         for (int64_t p = 0; p < book_->num_panels; ++p) {
             const int16_t *table = depth_ > 0 ? level_->table + p * slice : nullptr;
             const int16_t *next = depth_ > 0 && p + 1 < book_->num_panels ? table + slice : nullptr;
@@ -275,8 +314,7 @@ private:
                 const int64_t rows = rows_in(t, count_), first = t * isa_.rows;
                 if (next && tiles >= kManyTiles) stream(next, slice * t / tiles, slice * (t + 1) / tiles);
                 if (depth_ > 0) fetch(table, first, rows, false);
-                isa_.tiles[rows - 1](panel(p), book_->bias + p * kPanel, width_, packed_.data() + first * width_,
-                                     open_bar, scores_.data(), ignored);
+                multiply(p, t);
                 for (int64_t r = 0; r < rows; ++r) {
                     if (depth_ > 0 && r + 1 < rows) fetch(table, first + r + 1, 1, true);
                     sift(p, first + r, scores_.data() + r * kPanel, table);
@@ -364,33 +402,34 @@ private:
             if (hits & 1) collect(p, entries[r].first, entries[r].second, scores_.data() + r * kPanel, masks[r]);
     }
 
-#ifdef SEMID_AMX
-    // 各路径的残差舍入成 bfloat16 来乘；返回候选不齐的行。
-    std::vector<int64_t> multiply_amx() {
+    int64_t paths_at_once() const { return std::max<int64_t>(most_, kBlockBytes / (2 * width_)); }
+
+    // 各路径的残差打包成低精度的行来乘，一次若干行；候选不齐的行由调用方重做。
+    template <class Rows>
+    void multiply_narrow(Rows &packed) {
         std::vector<std::pair<int64_t, int32_t>> entries;  // （行，路径）
         std::vector<double> losses(most_);
-        for (int64_t i = 0; i < count_; ++i) {
-            for (int32_t k = 0; k < rows_[i].paths; ++k) {
-                double ignored;
-                form_residual(i, k);
-                halves_->pack(residual_.data(), 1, static_cast<int64_t>(entries.size()), &ignored, &losses[k]);
-                entries.emplace_back(i, k);
+        for (int64_t i = 0; i < count_;) {
+            int64_t stop = i, total = 0;
+            for (; stop < count_ && total + rows_[stop].paths <= paths_at_once(); ++stop) total += rows_[stop].paths;
+            entries.clear();
+            for (; i < stop; ++i) {
+                for (int32_t k = 0; k < rows_[i].paths; ++k) {
+                    double ignored;
+                    form_residual(i, k);
+                    packed.pack(residual_.data(), 1, static_cast<int64_t>(entries.size()), total, &ignored, &losses[k]);
+                    entries.emplace_back(i, k);
+                }
+                open(i, true, losses.data());
             }
-            open(i, true, losses.data());
+            const auto bars = [&](int64_t p, int64_t first, int64_t rows, float *line) {
+                set_bars(p, entries.data() + first, rows, line);
+            };
+            packed.multiply(*book_, total, bars, [&](int64_t p, int64_t e, const float *scores, uint32_t mask) {
+                collect(p, entries[e].first, entries[e].second, scores, mask);
+            });
         }
-        const auto bars = [&](int64_t p, int64_t first, int64_t rows, float *line) {
-            set_bars(p, entries.data() + first, rows, line);
-        };
-        halves_->multiply(*book_, static_cast<int64_t>(entries.size()), bars,
-                          [&](int64_t p, int64_t e, const float *scores, uint32_t mask) {
-                              collect(p, entries[e].first, entries[e].second, scores, mask);
-                          });
-        std::vector<int64_t> crowded;
-        for (int64_t i = 0; i < count_; ++i)
-            if (!complete(i)) crowded.push_back(i);
-        return crowded;
     }
-#endif
 
     // ---- 候选 ----
 
@@ -569,8 +608,8 @@ private:
     }
 
     const Beam &beam_;
-    const bool amx_;
-    const Isa &isa_;  // AMX 用它的 float32 乘积重做候选挤爆的行
+    const bool narrow_;  // 乘积是低精度的
+    const Isa &isa_;     // 低精度的乘积用它的 float32 乘积重做候选挤爆的行
     const SiftFn sift_;
     const DistanceFn distance_;
     const int64_t width_, most_, kept_;  // most_：一行至多几条路径；kept_：候选表的容量
@@ -589,7 +628,12 @@ private:
     std::vector<Found> found_;
     std::vector<int32_t> grown_;
 #ifdef SEMID_AMX
-    std::unique_ptr<AmxRows> halves_;
+    std::unique_ptr<AmxRows> amx_;
+#else
+    static constexpr bool amx_ = false;
+#endif
+#ifdef SEMID_X86
+    std::unique_ptr<Int16Rows> int16_, int16_paths_;  // z；一批路径的残差
 #endif
     const float *z_ = nullptr;
     const BeamLevel *level_ = nullptr;
@@ -611,10 +655,14 @@ SEMID_API int semid_beam(const Beam *beam, int isa, const float *z, int64_t coun
     int status = 0;
     try {
         // 行越多，一片内积表用得越值；AMX 没有表，各路径的残差能留在 L2 就好
-        const bool amx = isa >= kPlainIsas;
+#ifdef SEMID_AMX
+        const bool amx = isa == kAmxIsa;
+#else
+        constexpr bool amx = false;
+#endif
         const int64_t bytes = 4 * beam->width + (64 + 4 * beam->num_levels) * (beam->size + 1) + 512;
         const int64_t most = amx ? kBlockBytes / (2 * beam->width * (beam->size + 1)) : kBeamBytes / bytes;
-        const int64_t unit = amx ? kMaxRows : kIsas[isa].rows, fit = std::min<int64_t>(most, kBeamRows);
+        const int64_t unit = amx ? kMaxRows : kIsas[plain_of(isa)].rows, fit = std::min<int64_t>(most, kBeamRows);
         const int64_t capacity = std::min(count, std::max<int64_t>(1, fit / unit) * unit);
         if (capacity > 0) {
 #ifdef SEMID_AMX

@@ -19,14 +19,15 @@ import torch
 if TYPE_CHECKING:
     from .search import PreparedCodebook
 
-__all__ = ["available", "beam_search", "pack", "pack_halves", "search"]
+__all__ = ["available", "beam_search", "pack", "pack_bfloat16", "pack_int16", "search"]
 
-_VERSION = 4  # 与 _native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
-_ISAS = ("generic", "avx2", "avx512", "amx")  # 下标即 _native.cpp 里的编号
-_TILE_ROWS = (4, 6, 14, 32)  # 各指令集一片瓦片的行数；每段取它的倍数，才没有半空的瓦片
+_VERSION = 5  # 与 _native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
+_ISAS = ("generic", "avx2", "avx512", "amx", "avx2-int16", "avx512-int16")  # 下标即 _native.cpp 里的编号
+_SPEED = ("generic", "avx2", "avx2-int16", "avx512", "avx512-int16", "amx")  # 从慢到快
+_TILE_ROWS = (4, 6, 14, 32, 6, 14)  # 各指令集一片瓦片的行数；每段取它的倍数，才没有半空的瓦片
 _CHUNK = 4032  # 一个线程一次最多领的行数，是它们的公倍数；束搜索靠它让几千行轮流用一片内积表
 # 乘加次数低于它（一个线程约 20 毫秒）就用一个线程：忙机器上被叫醒的线程可能要等一个时间片，活太短便赔本
-_WORTH_THREADS = (1 << 31, 1 << 31, 1 << 31, 1 << 34)
+_WORTH_THREADS = (1 << 31, 1 << 31, 1 << 31, 1 << 34, 1 << 31, 1 << 32)
 _FINE = 252  # 几个线程分活时一段不少于这么多行：再短，每段都要把码本从头读一遍
 
 
@@ -73,9 +74,11 @@ def _library() -> ctypes.CDLL | None:
             pointer, number = ctypes.c_void_p, ctypes.c_int64
             library.semid_pack.argtypes = [pointer, pointer, number, number, pointer]
             library.semid_pack.restype = None
-            if library.semid_best_isa() == _ISAS.index("amx"):
+            if hasattr(library, "semid_pack_amx"):
                 library.semid_pack_amx.argtypes = [pointer, pointer, number, number, pointer]
                 library.semid_pack_amx.restype = None
+            if hasattr(library, "semid_pack_int16"):
+                library.semid_pack_int16.argtypes = [pointer, pointer, number, number, ctypes.c_int, pointer, pointer]
             library.semid_nearest.argtypes = [pointer, ctypes.c_int, pointer, number, number, number, pointer]
             library.semid_beam.argtypes = [pointer, ctypes.c_int, pointer, number, pointer, pointer]
             return library
@@ -86,7 +89,8 @@ def _library() -> ctypes.CDLL | None:
 def available() -> tuple[str, ...]:
     """本机能跑的指令集，从慢到快；没有编译内核时为空。"""
     library = _library()
-    return () if library is None else _ISAS[: library.semid_best_isa() + 1]
+    found = 0 if library is None else library.semid_isas()
+    return tuple(name for name in _SPEED if found >> _ISAS.index(name) & 1)
 
 
 def pack(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor) -> None:
@@ -94,7 +98,7 @@ def pack(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor) -> None:
     _pack("semid_pack", codes, rows, panels)
 
 
-def pack_halves(codes: torch.Tensor, rows: torch.Tensor, tiles: torch.Tensor) -> None:
+def pack_bfloat16(codes: torch.Tensor, rows: torch.Tensor, tiles: torch.Tensor) -> None:
     """把 `codes` (R, H) 舍入成 bfloat16，写成瓦片 (P, C, 2, 16, 32) 里的第 `rows` (R,) 个码字。"""
     _pack("semid_pack_amx", codes, rows, tiles)
 
@@ -104,6 +108,22 @@ def _pack(function: str, codes: torch.Tensor, rows: torch.Tensor, target: torch.
     assert library is not None
     codes, rows = codes.contiguous(), rows.contiguous()
     getattr(library, function)(codes.data_ptr(), rows.data_ptr(), *codes.shape, target.data_ptr())
+
+
+def pack_int16(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor, path: str) -> torch.Tensor:
+    """把 `codes` (R, H) 舍入成定点数，写进面板 (P, ⌈H/2⌉ + 1, 32) 的第 `rows` (R,) 个码字。
+
+    Returns:
+        (R,) float64，‖c − c̃‖ / ‖c‖ 的上界。
+    """
+    library = _library()
+    assert library is not None
+    codes, rows = codes.contiguous(), rows.contiguous()
+    losses = torch.empty(len(codes), dtype=torch.float64)
+    pointers = panels.data_ptr(), losses.data_ptr()
+    if library.semid_pack_int16(codes.data_ptr(), rows.data_ptr(), *codes.shape, _ISAS.index(path), *pointers):
+        raise MemoryError("packing the codebook ran out of memory; use a smaller width")
+    return losses
 
 
 def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor, threads: int) -> None:

@@ -126,7 +126,7 @@ def search(
     errors = torch.full((count, beam_size), torch.inf, dtype=torch.float64, device=z.device)
     if len({book.path for book in books}) != 1:
         raise RuntimeError("codebooks were prepared for different search paths; prepare them again")
-    bound = _bound(z.shape[1], levels)
+    bound = _bound(z.shape[1], levels, books[0].bound[-1])
     tables = [None] * levels if products is None else products.tables
     if not books[0].compiled:
         _beam_tiles.search(z, books, tables, bound, codes, errors)
@@ -155,8 +155,8 @@ def all_nearest(
     return codes, errors
 
 
-def _bound(width: int, levels: int) -> Tuple[float, ...]:
-    """误差界的系数 (范数上限, γ, 0.6γ, η, τ, 8u, 定点数)，见文件开头。"""
+def _bound(width: int, levels: int, tau: float) -> Tuple[float, ...]:
+    """误差界的系数 (范数上限, γ, 0.6γ, η, τ, 8u, 定点数)，见文件开头；`tau` 是 `search` 里这条路径的 τ。"""
     m = width + 8 + 4 * levels
     gamma = 1.001 * m * 2.0**-24 / (1 - m * 2.0**-24)
     return (
@@ -164,7 +164,7 @@ def _bound(width: int, levels: int) -> Tuple[float, ...]:
         gamma,
         0.6 * gamma,
         (width + 16) * 2.0**-53,
-        (levels + 1) * m * 2.0**-124,
+        (levels + 1) * (m * 2.0**-124 + tau),
         2.0**-21,
         1.05 * 2.0**-16 + levels * 2.0**-23,
     )

@@ -9,11 +9,12 @@
 
 误差界：u = 2⁻²⁴，m = H + 8，γ = m·u/(1 − m·u)，任何求和次序下
     |ĥ − h| ≤ γ‖x‖‖c‖ + 0.6γ‖c‖² + η‖x‖² + τ(1 + ‖x‖ + max‖c‖)
+低精度的提名另添各自的舍入误差，见 `_native_int16.cpp` 与 `_native_amx.cpp`。
 0.6γ‖c‖² 含偏置参与求和（γ/2）、偏置自身舍入（u/2 ≤ 0.06γ）；η = (H+16)·2⁻⁵³ 覆盖 float64 定义自身的舍入；
 τ = m·2⁻¹²⁴ 覆盖下溢，哪怕处理器把次正规数清零。m 里多出的 8 项留给得分比较时的 float32 舍入。
 
-三条提名路径同一答案：编译内核（`_native.cpp`，运行时选 AMX、AVX-512、AVX2、通用）、NumPy 片、torch 片（CUDA 走它）。
-环境变量 `SEMID_SEARCH` 在 `prepare` 时读取：auto、amx、avx512、avx2、generic、numpy、torch。
+三条提名路径同一答案：编译内核（`_native.cpp`，运行时选最快的指令集）、NumPy 片、torch 片（CUDA 走它）。
+环境变量 `SEMID_SEARCH` 在 `prepare` 时读取：auto，由快到慢 amx、avx512-int16、avx512、avx2-int16、avx2、generic，及 numpy、torch。
 
 本文件**假定**输入有限且 |x| ≤ 1e15，由门口（`checks.py`）负责；违反时结果无意义，但编号仍在 [0, K)。
 
@@ -35,10 +36,12 @@ from . import _search_native, _search_tiles
 
 __all__ = ["PreparedCodebook", "nearest", "prepare", "untraced"]
 
-_PATHS = ("auto", "amx", "avx512", "avx2", "generic", "numpy", "torch")
+_PATHS = ("auto", "amx", "avx512-int16", "avx512", "avx2-int16", "avx2", "generic", "numpy", "torch")
+_INT16 = ("avx512-int16", "avx2-int16")
 _FALLBACKS = ("numpy", "torch")
 _PANEL = 32  # 码字按它补齐；填充与重复的码字偏置是 −inf，永远不会被提名
 _HALF = 2.0**-8  # bfloat16 舍入的相对误差；全是次正规数的码字也记这么多，其余由 τ 覆盖
+_VANISHING = 2.0**-104  # int16 的码字范数不到它的一半时不计舍入误差，由 τ 覆盖，见 `_native_int16.cpp`
 _LIMIT = 1e18  # 范数超过它时 float32 的乘积可能溢出，这样的行直接按定义裁决
 
 
@@ -74,13 +77,14 @@ class PreparedCodebook:
     Attributes:
         size: 码字数 K。
         width: 宽度 H。
-        path: 用哪条路径搜索（avx512、avx2、generic、numpy、torch）。
+        path: 用哪条路径搜索，见 `SEMID_SEARCH`。
         compiled: 是否走编译内核。
-        table: 码字。编译路径是面板 (P, H, 32)，AMX 是 (K', H)；其余是 (K', H+1)，每行 [c | 偏置]，偏置随乘积一起加。
-        halves: bfloat16 的码字。AMX 是瓦片 (P, ⌈H/32⌉, 2, 16, 32)，CUDA 是 (K', W)，见 `pack_halves`；其余是 None。
+        table: 码字。编译路径是面板 (P, H, 32)，又有 halves 的是 (K', H)；其余是 (K', H+1)，每行 [c | 偏置]，偏置随乘积一起加。
+        halves: 提名用的低精度码字，没有为 None。AMX 是 bfloat16 的瓦片 (P, ⌈H/32⌉, 2, 16, 32)；int16 是 (P, ⌈H/2⌉ + 1, 32)
+            的 int32，见 `_native_int16.cpp`；CUDA 是 bfloat16 的 (K', W)，见 `_search_tiles.pack_halves`。
         bias: (K',) −‖c‖²/2，重复的码字与填充是 −inf。
         norm: (K',) ‖c‖ 的上界；`panel_norm` (P,) 与 `top_norm` 是它的最大值。
-        top_loss: 有 halves 时，‖c − bf16(c)‖ / ‖c‖ 的最大值，见 `_native_amx.cpp`。
+        top_loss: 有 halves 时，‖c − c̃‖ / ‖c‖ 的最大值，c̃ 是低精度的码字。
         twin: (K',) bool，重复的码字（不含编号最低的那个）与填充。
         revision: 整理过几次；由它派生的东西（束搜索的内积表）据此知道自己过期了。
         bound: 误差界的系数 (范数上限, γ, 0.6γ, η, τ)，见文件开头。
@@ -92,10 +96,12 @@ class PreparedCodebook:
         self.size, self.width, self.path = size, width, path
         self.compiled = path not in _FALLBACKS
         shape = (padded // _PANEL, width, _PANEL) if self.compiled else (padded, width + 1)
-        self.table = weight.new_zeros((padded, width) if path == "amx" else shape)
+        self.table = weight.new_zeros((padded, width) if path in ("amx", *_INT16) else shape)
         self.halves: torch.Tensor | None = None
         if path == "amx":
             self.halves = weight.new_zeros(padded // _PANEL, -(-width // 32), 2, 16, 32, dtype=torch.bfloat16)
+        elif path in _INT16:
+            self.halves = weight.new_zeros(padded // _PANEL, -(-width // 2) + 1, _PANEL, dtype=torch.int32)
         elif path == "torch" and _search_tiles.mixed_product(weight.device):
             self.halves = _search_tiles.pack_halves(weight.new_zeros(padded, width), weight.new_zeros(padded))
         self.bias = weight.new_zeros(padded)  # (K',)
@@ -106,8 +112,9 @@ class PreparedCodebook:
         self.revision = 0
         m = width + 8
         gamma = 1.001 * m * 2.0**-24 / (1 - m * 2.0**-24)
-        self.bound = (_LIMIT, gamma, 0.6 * gamma, (width + 16) * 2.0**-53, m * 2.0**-124)
-        self._loss = weight.new_zeros(size)  # (K,) ‖c − bf16(c)‖ / ‖c‖ 的上界
+        tau = m * 2.0**-124 + (_VANISHING if path in _INT16 else 0.0)
+        self.bound = (_LIMIT, gamma, 0.6 * gamma, (width + 16) * 2.0**-53, tau)
+        self._loss = weight.new_zeros(size)  # (K,) ‖c − c̃‖ / ‖c‖ 的上界
         self._half = weight.new_full((padded,), float("inf"))  # (K',) ‖c‖²/2
         self._keys = torch.zeros(size, dtype=torch.int64, device=weight.device)  # (K,) 行内容的散列
         self._same_as = torch.full_like(self._keys, -1)  # (K,) 内容相同的前一行
@@ -146,7 +153,10 @@ class PreparedCodebook:
         """写入这些行的码字、范数、散列与抽样。"""
         codes = weight[rows] + 0.0  # (R, H)；−0.0 变成 0.0，散列才认得出它们相同
         square = codes.double().square().sum(1)  # (R,)
-        if self.halves is not None:
+        if self.path in _INT16:
+            assert self.halves is not None
+            self._loss[rows] = _search_native.pack_int16(codes, rows, self.halves, self.path).float() * (1 + 1e-6)
+        elif self.halves is not None:
             lost = (codes.double() - codes.bfloat16()).square_().sum(1).div_(square).sqrt_()  # (R,)
             self._loss[rows] = lost.nan_to_num_(_HALF, _HALF).clamp_(max=_HALF).float() * (1 + 1e-6)
         if not self.compiled:
@@ -155,7 +165,8 @@ class PreparedCodebook:
             _search_native.pack(codes, rows, self.table)
         else:
             self.table[rows] = codes
-            _search_native.pack_halves(codes, rows, self.halves)
+            if self.path == "amx":
+                _search_native.pack_bfloat16(codes, rows, self.halves)
         self._half[rows] = (square * 0.5).float()
         self.norm[rows] = (square.sqrt() * (1 + 1e-6)).float()
         self._keys[rows] = (codes.view(torch.int32).long() * _multipliers(self.width, weight.device)).sum(1)

@@ -277,7 +277,7 @@ def test_company_does_not_matter(path, crowd, truth, batch, tables):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_order_and_threads_do_not_matter(path, crowd, truth, threads, monkeypatch):
-    monkeypatch.setattr(_search_native, "_WORTH_THREADS", (0,) * 4)
+    monkeypatch.setattr(_search_native, "_WORTH_THREADS", (0,) * 6)
     z, books = crowd
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(3))
     codes, errors = run(z[order], books, 4, threads=threads)

@@ -141,6 +141,26 @@ def test_codewords_that_bfloat16_cannot_tell_apart(path, size, offset):
     assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
 
 
+@pytest.mark.parametrize("path", [name for name in _search_native.available() if "int16" in name])
+@pytest.mark.parametrize("width", [1, 7, 256, 1031])
+def test_int16_keeps_its_promises(path, width, monkeypatch):
+    """每个元素与每个部分和都放得进去，误差不超过报告的：尖的、平的、极大极小的码字都一样。"""
+    monkeypatch.setenv("SEMID_SEARCH", path)
+    spike, flat = torch.zeros(width), torch.ones(width)
+    spike[width // 2] = -1.0
+    parts = [*gaussian(40, width), *(gaussian(5, width) ** 9), spike, flat, spike * 3e-20, flat * 1e15, flat * 0]
+    weight = torch.stack(parts)
+    book = prepare(weight)
+    assert book.halves is not None
+    words = book.halves.movedim(1, 2).reshape(-1, book.halves.shape[1])[: len(weight)].contiguous()  # (K, ⌈H/2⌉ + 1)
+    whole = words[:, :-1].contiguous().view(torch.int16)[:, :width].double()  # (K, H)
+    scale = words[:, -1:].contiguous().view(torch.float32).double()  # (K, 1)
+    assert whole.norm(dim=1).square().max() < 2**31
+    lost = (weight.double() - whole * scale).norm(dim=1)  # (K,)
+    assert (lost <= book.top_loss * weight.double().norm(dim=1)).all()
+    assert 0 < book.top_loss < 2e-3
+
+
 def test_rows_that_bfloat16_cannot_settle_are_scored_again_in_float32(monkeypatch):
     """逐一比较一行要几千次小运算：只该留给 float32 也分不清的行。"""
     monkeypatch.setenv("SEMID_SEARCH", "torch")
@@ -425,7 +445,7 @@ def test_inference_mode(path, crowd):
 
 def test_unknown_path_is_refused(monkeypatch):
     monkeypatch.setenv("SEMID_SEARCH", "sse9")
-    with pytest.raises(ValueError, match=r"SEMID_SEARCH='sse9' is not supported; use one of auto, amx, avx512, avx2"):
+    with pytest.raises(ValueError, match=r"SEMID_SEARCH='sse9' is not supported; use one of auto, amx, avx512-int16, avx512"):
         prepare(gaussian(4, 4))
 
 
