@@ -21,6 +21,7 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -38,6 +39,7 @@ from algorithm.semantic_id.search import PreparedCodebook, nearest, prepare  # n
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 NEAR_TIES = 400
+PLAIN = ("generic", "avx2", "avx512")  # 乘积是 float32 的路径
 
 
 def load_features(path: str | None, rows: int, seed: int) -> torch.Tensor:
@@ -210,8 +212,7 @@ def contestants(books: list[torch.Tensor], only: str) -> dict[str, Encoder]:
     on_cpu = books[0].device.type == "cpu"
     makers: dict[str, Callable[[], Encoder]] = {
         "semid, auto": lambda: ours(books, "auto"),
-        "semid, avx512": lambda: ours(books, "avx512"),
-        "semid, avx2": lambda: ours(books, "avx2"),
+        **{f"semid, {path}": partial(ours, books, path) for path in ("avx512-int16", "avx512", "avx2-int16", "avx2")},
         "semid, numpy fallback": lambda: ours(books, "numpy"),
         "faiss IndexFlatL2 per level": lambda: faiss_flat(books),
         "faiss ResidualQuantizer, beam 1": lambda: faiss_residual(books),
@@ -291,7 +292,7 @@ def measure(
 def measure_exactness(x: torch.Tensor, books: list[torch.Tensor], rounds: int, watch: Stopwatch) -> list[str]:
     """误差界清零，float32 的得分说了算，与正常的搜索交错跑：多出来的时间就是「一个向量一个 ID」的代价。"""
     lines = ["## 裁决的代价", "", "| 路径 | 时间 ÷ 只看 float32 得分 | 编码因此不同的行 |", "|---|---|---|"]
-    native = [isa for isa in _search_native.available() if isa != "amx"]  # AMX 的乘积只提名，没有「只看得分」一说
+    native = [isa for isa in _search_native.available() if isa in PLAIN]  # 低精度的乘积只提名，没有「只看得分」一说
     for path in ("auto",) if watch.is_cuda else (*native[-1:], "numpy"):
         bare = prepared_for(books, path)
         for book in bare:
@@ -326,8 +327,10 @@ def measure_beams(
     base = "semid，贪心"
     runners: dict[str, Encoder] = {base: ours(books, "auto")}
     others = {} if watch.is_cuda else {"，NumPy 后备": "numpy"}  # 各与自己的贪心比
-    if "amx" in _search_native.available() and not watch.is_cuda:
-        others["，avx512"] = "avx512"
+    native = _search_native.available()
+    if native and native[-1] not in PLAIN and not watch.is_cuda:
+        plain = [isa for isa in native if isa in PLAIN][-1]
+        others[f"，{plain}"] = plain
     for label, path in others.items():
         runners[base + label] = ours(books, path)
     sizes: dict[str, int] = {}

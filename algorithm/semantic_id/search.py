@@ -14,7 +14,8 @@
 τ = m·2⁻¹²⁴ 覆盖下溢，哪怕处理器把次正规数清零。m 里多出的 8 项留给得分比较时的 float32 舍入。
 
 三条提名路径同一答案：编译内核（`_native.cpp`，运行时选最快的指令集）、NumPy 片、torch 片（CUDA 走它）。
-环境变量 `SEMID_SEARCH` 在 `prepare` 时读取：auto，由快到慢 amx、avx512-int16、avx512、avx2-int16、avx2、generic，及 numpy、torch。
+环境变量 `SEMID_SEARCH` 在 `prepare` 时读取：auto，或由快到慢 amx、avx512-int16、avx512、avx2-int16、avx2、generic，
+没有编译过用 numpy、torch。
 
 本文件**假定**输入有限且 |x| ≤ 1e15，由门口（`checks.py`）负责；违反时结果无意义，但编号仍在 [0, K)。
 
@@ -79,9 +80,10 @@ class PreparedCodebook:
         width: 宽度 H。
         path: 用哪条路径搜索，见 `SEMID_SEARCH`。
         compiled: 是否走编译内核。
-        table: 码字。编译路径是面板 (P, H, 32)，又有 halves 的是 (K', H)；其余是 (K', H+1)，每行 [c | 偏置]，偏置随乘积一起加。
-        halves: 提名用的低精度码字，没有为 None。AMX 是 bfloat16 的瓦片 (P, ⌈H/32⌉, 2, 16, 32)；int16 是 (P, ⌈H/2⌉ + 1, 32)
-            的 int32，见 `_native_int16.cpp`；CUDA 是 bfloat16 的 (K', W)，见 `_search_tiles.pack_halves`。
+        table: 码字。编译路径是面板 (P, H, 32)，又有 halves 的是 (K', H)；其余是 (K', H+1)，每行 [c | 偏置]，
+            偏置随乘积一起加。
+        halves: 提名用的低精度码字，没有为 None。AMX 是 bfloat16 的瓦片 (P, ⌈H/32⌉, 2, 16, 32)；int16 是 int32 的
+            (P, ⌈H/2⌉ + 1, 32)，见 `_native_int16.cpp`；CUDA 是 bfloat16 的 (K', W)，见 `_search_tiles.pack_halves`。
         bias: (K',) −‖c‖²/2，重复的码字与填充是 −inf。
         norm: (K',) ‖c‖ 的上界；`panel_norm` (P,) 与 `top_norm` 是它的最大值。
         top_loss: 有 halves 时，‖c − c̃‖ / ‖c‖ 的最大值，c̃ 是低精度的码字。
