@@ -659,7 +659,7 @@ SEMID_API int semid_pack_int16(const float *codes, const int64_t *rows, int64_t 
     _mm_setcsr(0x1f80);  // 同 semid_nearest
     int status = 0;
     try {
-        std::vector<int16_t> spare(width + 1);
+        std::vector<float> spare(int16_spare(width));
         const int64_t panel = (int16_pairs(width) + 1) * kPanel;
         for (int64_t i = 0; i < count; ++i) {
             double norm, loss;

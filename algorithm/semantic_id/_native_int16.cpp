@@ -12,65 +12,61 @@ namespace {
 
 using Int16TileFn = unsigned (*)(const int32_t *panel, const float *bias, int64_t pairs, const int32_t *x,
                                  const float *threshold, float *scores, uint32_t *masks);
-// 连续的一行 → 相隔 step 的一对对 int16，末尾跟着 s；返回 ‖x‖ 与 ‖x − x̃‖ 的上界。
-using Int16PackFn = void (*)(const float *x, int64_t width, int16_t *spare, int32_t *target, int64_t step, double *norm,
+// 连续的一行 → 相隔 step 的一对对 int16，末尾跟着 s；返回 ‖x‖ 与 ‖x − x̃‖ 的上界。spare 要有 int16_spare 那么长。
+using Int16PackFn = void (*)(const float *x, int64_t width, float *spare, int32_t *target, int64_t step, double *norm,
                              double *loss);
 
 inline int64_t int16_pairs(int64_t width) { return (width + 1) / 2; }
+inline int64_t int16_spare(int64_t width) { return 2 * (width + kLanes); }
 
 constexpr double kVanishing = 0x1p-105;
 
-// 分 16 路、折半相加：编译器沿路向量化；float64 里平方不会溢出，也不会下溢。
-SEMID_INLINE void pack_int16(const float *x, int64_t width, int16_t *spare, int32_t *target, int64_t step, double *norm,
+// 先补零到 16 的倍数，再分 16 路、折半相加：编译器沿路向量化。float64 里平方不会溢出，也不会下溢。
+SEMID_INLINE void pack_int16(const float *x, int64_t width, float *spare, int32_t *target, int64_t step, double *norm,
                              double *loss) {
+    const int64_t padded = (width + kLanes - 1) / kLanes * kLanes;
+    std::copy_n(x, width, spare);
+    std::fill(spare + width, spare + padded, 0.0f);
     double square[kLanes] = {0.0}, lost[kLanes] = {0.0};
-    float top[kLanes] = {0.0f};
-    int64_t d = 0;
-    for (; d + kLanes <= width; d += kLanes)
+    float top[kLanes] = {0.0f}, *whole = spare + padded;
+    for (int64_t d = 0; d < padded; d += kLanes)
         for (int j = 0; j < kLanes; ++j) {
-            const double value = x[d + j];
+            const double value = spare[d + j];
             square[j] += value * value;
-            top[j] = std::max(top[j], std::fabs(x[d + j]));
         }
-    for (int j = 0; d < width; ++d, ++j) {
-        const double value = x[d];
-        square[j] += value * value;
-        top[j] = std::max(top[j], std::fabs(x[d]));
-    }
+    for (int64_t d = 0; d < padded; d += kLanes)
+        for (int j = 0; j < kLanes; ++j) top[j] = std::fabs(spare[d + j]) > top[j] ? std::fabs(spare[d + j]) : top[j];
     *norm = std::sqrt(fold_lanes(square, 1)) * (1 + 1e-6);
     const double room = 46300 - 0.5 * std::sqrt(static_cast<double>(width));
     const double most = *std::max_element(top, top + kLanes);
     const auto scale = static_cast<float>(std::max({*norm / room, most / 32767, 0x1p-125}) * (1 + 0x1p-20));
     const float inverse = 1.0f / scale;
+    const int64_t pairs = int16_pairs(width);
     constexpr float kRound = 12582912.0f;  // 1.5·2²³：加上再减去，就近取偶
-    d = 0;
-    for (; d + kLanes <= width; d += kLanes)
+    for (int64_t d = 0; d < padded; ++d) {
+        const float value = spare[d] * inverse;
+        const float clipped = value > 32767.0f ? 32767.0f : value < -32767.0f ? -32767.0f : value;
+        whole[d] = clipped + kRound - kRound;
+    }
+    for (int64_t d = 0; d < padded; d += kLanes)
         for (int j = 0; j < kLanes; ++j) {
-            const float whole = std::min(std::max(x[d + j] * inverse, -32767.0f), 32767.0f) + kRound - kRound;
-            const double gap = static_cast<double>(x[d + j]) - static_cast<double>(whole) * scale;
-            spare[d + j] = static_cast<int16_t>(whole);
+            const double gap = static_cast<double>(spare[d + j]) - static_cast<double>(whole[d + j]) * scale;
             lost[j] += gap * gap;
         }
-    for (int j = 0; d < width; ++d, ++j) {
-        const float whole = std::min(std::max(x[d] * inverse, -32767.0f), 32767.0f) + kRound - kRound;
-        const double gap = static_cast<double>(x[d]) - static_cast<double>(whole) * scale;
-        spare[d] = static_cast<int16_t>(whole);
-        lost[j] += gap * gap;
-    }
+    for (int64_t pair = 0; pair < pairs; ++pair)
+        target[pair * step] = (static_cast<int32_t>(whole[2 * pair]) & 0xffff) +
+                              static_cast<int32_t>(whole[2 * pair + 1]) * 65536;
     *loss = std::sqrt(fold_lanes(lost, 1)) * (1 + 1e-6);
-    if (width % 2) spare[width] = 0;
-    const int64_t pairs = int16_pairs(width);
-    for (int64_t pair = 0; pair < pairs; ++pair) std::memcpy(target + pair * step, spare + 2 * pair, sizeof *target);
     std::memcpy(target + pairs * step, &scale, sizeof scale);
 }
 
 __attribute__((target("avx512f,avx512bw,avx512vl"))) void pack_int16_avx512(const float *x, int64_t width,
-                                                                            int16_t *spare, int32_t *target,
+                                                                            float *spare, int32_t *target,
                                                                             int64_t step, double *norm, double *loss) {
     pack_int16(x, width, spare, target, step, norm, loss);
 }
 
-__attribute__((target("avx2"))) void pack_int16_avx2(const float *x, int64_t width, int16_t *spare, int32_t *target,
+__attribute__((target("avx2"))) void pack_int16_avx2(const float *x, int64_t width, float *spare, int32_t *target,
                                                      int64_t step, double *norm, double *loss) {
     pack_int16(x, width, spare, target, step, norm, loss);
 }
@@ -182,7 +178,7 @@ const Int16Isa kInt16Isas[] = {{6, 1, kInt16Avx2, pack_int16_avx2}, {14, kAvx512
 class Int16Rows {
 public:
     Int16Rows(const Int16Isa &isa, int64_t width, int64_t capacity)
-        : isa_(isa), width_(width), pairs_(int16_pairs(width)), spare_(width + 1), wide_(width),
+        : isa_(isa), width_(width), pairs_(int16_pairs(width)), spare_(int16_spare(width)), wide_(width),
           data_(capacity * (pairs_ + 1)) {}
 
     // 第 i 行，一共 count 行；最后一片可以不满。
@@ -226,7 +222,7 @@ private:
 
     const Int16Isa &isa_;
     const int64_t width_, pairs_;
-    std::vector<int16_t> spare_;
+    std::vector<float> spare_;
     std::vector<float> wide_;
     std::vector<int32_t> data_;
 };
