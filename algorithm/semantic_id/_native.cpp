@@ -71,6 +71,7 @@ struct Book {
 namespace {
 
 constexpr int kPanel = 32, kMaxRows = 32, kLanes = 16;
+constexpr double kVanishing = 0x1p-105;   // int16 的码字范数不到它的一律当作零，见 _native_int16.cpp
 constexpr int64_t kBlockBytes = 1 << 18;  // 一块行的瓦片，占 L2 的一半左右
 
 struct Candidate {
@@ -323,7 +324,7 @@ protected:
     // 第 i 行开始：norm 是 ‖x‖ 的上界，loss 是提名的乘积在 x 一侧另外丢掉的精度 ‖x − x̃‖ 的上界。
     void open(int64_t i, double norm, double loss) {
         Row &row = rows_[i];
-        row.rest = book_.eta * norm * norm + book_.tau * (1 + norm + book_.top_norm);
+        row.rest = book_.eta * norm * norm + book_.tau * (1 + norm + book_.top_norm) + kVanishing * norm;
         row.pull = book_.slope * norm + 1.001 * (loss + book_.loss * (norm + loss));
         row.low = row.lost = row.compact_low = -std::numeric_limits<double>::infinity();
         row.count = 0;
@@ -552,7 +553,7 @@ public:
     }
 
 private:
-    static constexpr int kList = 128;  // 界宽了十几倍，候选多些；逐个裁决 128 个仍比 float32 的乘积便宜
+    static constexpr int kList = 128;  // 界宽得多，候选多些；逐个裁决 128 个仍比 float32 的乘积便宜
 
     int64_t settle(int64_t i, const float *x, int64_t column_stride) {
         const Candidate *candidates = list(i);

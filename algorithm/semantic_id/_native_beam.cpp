@@ -244,7 +244,8 @@ private:
     }
 
     double rest(double reach, double error) const {
-        return beam_.eta * reach * reach + beam_.drift * error + beam_.tau * (1 + reach + book_->top_norm);
+        return beam_.eta * reach * reach + beam_.drift * error + beam_.tau * (1 + reach + book_->top_norm) +
+               kVanishing * reach;
     }
 
     // 一层开始时的门槛。reach 是误差界里的 W：查表时 ‖z‖ + Σ‖q‖，直接乘时 ‖r‖，后者由误差得来。losses 是各路径的残差在

@@ -5,7 +5,7 @@
 // - s ≥ max|x| / 32767 使每个元素放得进 int16。
 // 码字同样，每个码字自己的 s。误差界多出的两项与 bfloat16 的相同（`_native_amx.cpp`），只是窄十倍：一个元素的舍入误差
 // 平均是 s/√12，于是 ‖x − x̃‖ ≈ ‖x‖·√(H/12)/46300，256 维时是万分之一。换回 float32 的几步各舍入一次，γ 盖得住。
-// 范数不到 2⁻¹⁰⁵ 的码字不计误差，由 τ 盖住（search.py 给这条路径的 τ 因此大些）。
+// 范数不到 2⁻¹⁰⁵ 的码字不计相对误差，算它全丢了：界里另添 2⁻¹⁰⁵‖x‖（kVanishing）。
 // 裁决、挤爆的行怎么重做，也与 AMX 相同（NarrowBlock）。
 
 namespace {
@@ -18,8 +18,6 @@ using Int16PackFn = void (*)(const float *x, int64_t width, float *spare, int32_
 
 inline int64_t int16_pairs(int64_t width) { return (width + 1) / 2; }
 inline int64_t int16_spare(int64_t width) { return 2 * (width + kLanes); }
-
-constexpr double kVanishing = 0x1p-105;
 
 // 先补零到 16 的倍数，再分 16 路、折半相加：编译器沿路向量化。float64 里平方不会溢出，也不会下溢。
 SEMID_INLINE void pack_int16(const float *x, int64_t width, float *spare, int32_t *target, int64_t step, double *norm,

@@ -114,7 +114,7 @@ def pack_int16(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor, pa
     """把 `codes` (R, H) 舍入成定点数，写进面板 (P, ⌈H/2⌉ + 1, 32) 的第 `rows` (R,) 个码字。
 
     Returns:
-        (R,) float64，‖c − c̃‖ / ‖c‖ 的上界。
+        (R,) float64，‖c − c̃‖ / ‖c‖ 的上界；范数不到 2⁻¹⁰⁵ 的码字记 0，内核另外算它。
     """
     library = _library()
     assert library is not None

@@ -25,8 +25,8 @@
 - η = (H + 16)·2⁻⁵³ 覆盖 float64 定义的舍入，τ = (L + 1)·m·2⁻¹²⁴ 覆盖下溢，同 search.py。
 
 内存：编译路径一块行几 MB，后备路径六七十 MB。默认规模（1024/4096/16384）的内积表是 8 + 160 MiB。`max_bytes` 是上限，
-从低层往高层、放得下的层才建。束宽 4、256 维：编译路径全部建好约为贪心的 1.5 倍时间（1,024 行以下的小批 1.7–2.3 倍），
-一张也不建约为 3.9 倍；后备路径建好约为它自己的贪心的 2.7 倍。
+从低层往高层、放得下的层才建。束宽 4、256 维：编译路径全部建好约为贪心的 1.5 倍时间（float32）到
+1.9 倍（int16），一张也不建约为 3.9 倍；AMX 从不建表。后备路径建好约为它自己的贪心的 2.3 倍。
 
 形状字母：B 行数，H 宽度，L 层数，K 码字数，M 束宽，P = K'/32 面板数，S 本层之前各层码字数之和。
 """
@@ -127,7 +127,7 @@ def search(
     errors = torch.full((count, beam_size), torch.inf, dtype=torch.float64, device=z.device)
     if len({book.path for book in books}) != 1:
         raise RuntimeError("codebooks were prepared for different search paths; prepare them again")
-    bound = _bound(z.shape[1], levels, books[0].bound[-1])
+    bound = _bound(z.shape[1], levels)
     tables = [None] * levels if products is None else products.tables
     if not books[0].compiled:
         _beam_tiles.search(z, books, tables, bound, codes, errors)
@@ -156,8 +156,8 @@ def all_nearest(
     return codes, errors
 
 
-def _bound(width: int, levels: int, tau: float) -> Tuple[float, ...]:
-    """误差界的系数 (范数上限, γ, 0.6γ, η, τ, 8u, 定点数)，见文件开头；`tau` 是 `search` 里这条路径的 τ。"""
+def _bound(width: int, levels: int) -> Tuple[float, ...]:
+    """误差界的系数 (范数上限, γ, 0.6γ, η, τ, 8u, 定点数)，见文件开头。"""
     m = width + 8 + 4 * levels
     gamma = 1.001 * m * 2.0**-24 / (1 - m * 2.0**-24)
     return (
@@ -165,7 +165,7 @@ def _bound(width: int, levels: int, tau: float) -> Tuple[float, ...]:
         gamma,
         0.6 * gamma,
         (width + 16) * 2.0**-53,
-        (levels + 1) * (m * 2.0**-124 + tau),
+        (levels + 1) * m * 2.0**-124,
         2.0**-21,
         1.05 * 2.0**-16 + levels * 2.0**-23,
     )

@@ -153,7 +153,7 @@ class TrainerConfig:
         init: `"kmeans"`（逐层残差 k-means++ 与 Lloyd）或 `"uniform"`（需求里的 ±1/K）。
         kmeans_iterations: 每层 Lloyd 迭代的上限，≥ 1。
         seed: 划分、初始化、打乱的随机种子，[0, 2**63)。
-        holdout_rate: 留出行的比例，[0, 0.5]；留出行不参与训练，只用来挑选最好的状态。
+        holdout_rate: 留出行的比例，[0, 0.5]；留出行用来挑选最好的状态，挑定之后才来教码本。
         max_train_rows: 最多用多少行训练（含留出行）；None 为全部。抽样由 seed 决定并写入记录。
     """
 

@@ -2,7 +2,7 @@
 
 - `ema`：需求的在线 EMA（训练模式的 forward），用于 uniform 起步：它自带死码字复活。
 - `refine`：`Refiner` 的若干轮，每轮是一遍编码加一次联合更新。
-- `network`：冻结码本，用 Adam 训练解码网络（损失在 `rq_vae.forward` 里）。
+- `network`：冻结码本，用 Adam 训练解码网络；编号不会变，所以只算一次。
 
 形状字母：B 批大小，K_l 码本大小，L 层数。
 """
@@ -10,10 +10,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from . import metrics
 from .config import Effort, SemanticIDConfig
@@ -21,7 +22,7 @@ from .progress import Progress
 from .refine import Refiner
 from .rq_vae import ResidualVectorQuantizer
 
-__all__ = ["Round", "gradient_epoch", "passes_per_epoch", "plan_phases", "refine_epoch", "rounds_per_epoch"]
+__all__ = ["Round", "decoder_pass", "ema_epoch", "passes_per_epoch", "plan_phases", "refine_epoch", "rounds_per_epoch"]
 
 _NETWORK_SHARE = 5  # 最后五分之一的 epoch 给解码网络
 _EPOCH_WORK = 2e11  # 一个精修 epoch 值得花的乘加数，约几秒；一轮就超过它时跑 effort 的下限
@@ -60,27 +61,21 @@ def rounds_per_epoch(effort: Effort, num_rows: int, model_config: SemanticIDConf
 
 
 def passes_per_epoch(effort: Effort, num_rows: int, model_config: SemanticIDConfig) -> int:
-    """一个 network epoch 至多过几遍数据：与 `rounds_per_epoch` 同样的力气；参数的意义也相同。"""
+    """一个 network epoch 至多过几遍数据：与 `rounds_per_epoch` 同样的力气、同样的上限；参数的意义也相同。"""
     c = model_config
-    work = 3 * num_rows * c.hidden_dim * (c.embedding_dim + c.width)  # 前向一份，反向两份
+    work = 3 * num_rows * c.hidden_dim * (c.embedding_dim + c.width)  # 解码网络的前向一份，反向两份
     return min(effort.max_rounds, max(1, int(_EPOCH_WORK // work)))
 
 
-def gradient_epoch(
-    rq_vae: ResidualVectorQuantizer,
-    batches: Iterable[torch.Tensor],
-    num_rows: int,
-    optimizer: torch.optim.Optimizer | None,
-    bar: Progress,
-    label: str,
+def ema_epoch(
+    rq_vae: ResidualVectorQuantizer, batches: Iterable[torch.Tensor], num_rows: int, bar: Progress, label: str
 ) -> Dict[str, Any]:
-    """过一遍打乱的批次。
+    """过一遍打乱的批次，用 EMA 更新码本，不求梯度。
 
     Args:
         rq_vae: 就地修改。
         batches: (B, D) float32 的批次。
         num_rows: 总行数，供进度条使用。
-        optimizer: 给出时冻结码本、训练网络；None 时用 EMA 更新码本，不求梯度。
         bar: 进度条。
         label: 进度条上的字。
 
@@ -88,26 +83,59 @@ def gradient_epoch(
         平均损失与码本使用情况；口径为这一遍的训练行，编号取自当时的码本。
     """
     device = rq_vae.initialized.device
-    rq_vae.train(optimizer is None)
-    # 损失除以典型大小的平方：Adam 的轨迹与特征的单位无关（2 的幂时逐位无关）
-    scale = 1.0 / float(rq_vae.encoder.unit) ** 2
+    rq_vae.train()
     totals = dict.fromkeys(("reconstruction_loss", "commitment_loss", "total_loss"), 0.0)
     counts = [np.zeros(size, dtype=np.int64) for size in rq_vae.config.codebook_sizes]
     seen = 0
-    with bar.task(label, num_rows) as advance, torch.set_grad_enabled(optimizer is not None):
+    with bar.task(label, num_rows) as advance, torch.no_grad():
         for batch in batches:
             output = rq_vae(batch.to(device))
-            if optimizer is not None:
-                optimizer.zero_grad()
-                (output["total_loss"] * scale).backward()
-                optimizer.step()
             for name in totals:
-                totals[name] += float(output[name].detach()) * len(batch)
+                totals[name] += float(output[name]) * len(batch)
             for count, indices in zip(counts, output["indices"], strict=True):
                 count += np.bincount(indices.cpu().numpy(), minlength=len(count))
             seen += len(batch)
             advance(seen)
     return {**{name: total / seen for name, total in totals.items()}, **_usage(counts)}
+
+
+def decoder_pass(
+    rq_vae: ResidualVectorQuantizer,
+    batches: Iterable[Tuple[torch.Tensor, torch.Tensor]],
+    num_rows: int,
+    optimizer: torch.optim.Optimizer,
+    bar: Progress,
+    label: str,
+) -> Dict[str, Any]:
+    """过一遍打乱的批次，只训练解码网络：从码字之和重建特征。
+
+    Args:
+        rq_vae: 就地修改它的解码网络。
+        batches: (B, D) float32 的特征与 (B, L) int64 的编号。
+        num_rows: 总行数，供进度条使用。
+        optimizer: 只含解码网络的参数。
+        bar: 进度条。
+        label: 进度条上的字。
+
+    Returns:
+        平均的重建损失，口径为这一遍的训练行。
+    """
+    device = rq_vae.initialized.device
+    rq_vae.eval()
+    # 损失除以典型大小的平方：Adam 的轨迹与特征的单位无关（2 的幂时逐位无关）
+    scale = 1.0 / float(rq_vae.encoder.unit) ** 2
+    total, seen = 0.0, 0
+    with bar.task(label, num_rows) as advance, torch.enable_grad():
+        for batch, codes in batches:
+            quantized = rq_vae.codeword_sum(codes.to(device).unbind(1)).detach()  # (B, H)
+            loss = F.mse_loss(rq_vae.decoder(quantized), batch.to(device))
+            optimizer.zero_grad()
+            (loss * scale).backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(batch)
+            seen += len(batch)
+            advance(seen)
+    return {"reconstruction_loss": total / seen}
 
 
 class Round(NamedTuple):

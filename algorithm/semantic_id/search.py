@@ -42,7 +42,6 @@ _INT16 = ("avx512-int16", "avx2-int16")
 _FALLBACKS = ("numpy", "torch")
 _PANEL = 32  # 码字按它补齐；填充与重复的码字偏置是 −inf，永远不会被提名
 _HALF = 2.0**-8  # bfloat16 舍入的相对误差；全是次正规数的码字也记这么多，其余由 τ 覆盖
-_VANISHING = 2.0**-104  # int16 的码字范数不到它的一半时不计舍入误差，由 τ 覆盖，见 `_native_int16.cpp`
 _LIMIT = 1e18  # 范数超过它时 float32 的乘积可能溢出，这样的行直接按定义裁决
 
 
@@ -114,8 +113,7 @@ class PreparedCodebook:
         self.revision = 0
         m = width + 8
         gamma = 1.001 * m * 2.0**-24 / (1 - m * 2.0**-24)
-        tau = m * 2.0**-124 + (_VANISHING if path in _INT16 else 0.0)
-        self.bound = (_LIMIT, gamma, 0.6 * gamma, (width + 16) * 2.0**-53, tau)
+        self.bound = (_LIMIT, gamma, 0.6 * gamma, (width + 16) * 2.0**-53, m * 2.0**-124)
         self._loss = weight.new_zeros(size)  # (K,) ‖c − c̃‖ / ‖c‖ 的上界
         self._half = weight.new_full((padded,), float("inf"))  # (K',) ‖c‖²/2
         self._keys = torch.zeros(size, dtype=torch.int64, device=weight.device)  # (K,) 行内容的散列

@@ -19,7 +19,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from .codebook import DEAD_AFTER_EXPECTED_HITS
 from .config import EFFORTS, TrainerConfig, check_int
 from .durable import write_atomically
 from .encoder import SemanticIDEncoder
-from .epochs import Round, gradient_epoch, passes_per_epoch, plan_phases, refine_epoch, rounds_per_epoch
+from .epochs import Round, decoder_pass, ema_epoch, passes_per_epoch, plan_phases, refine_epoch, rounds_per_epoch
 from .initialize import initialize_, latents_of
 from .judge import judge
 from .progress import Progress
@@ -45,6 +45,7 @@ _LOG_NAME = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
 _PATIENCE = 3  # 解码网络连续几遍没有让留出误差更低，这个 epoch 就停
 _NETWORK_DECAY = 0.3  # 每个 network epoch 的学习率是上一个的几倍
+_CODE_ROWS = 65536  # 编码这么多行报一次进度
 _REFIT_ROUNDS = 2  # 再多几轮，误差不再降（docs/log.md）
 
 
@@ -86,7 +87,7 @@ def train_codebook(
     seed: int | None = None,
     max_train_rows: int | None = None,
 ) -> Dict[str, Any]:
-    """在物品特征上训练编码器，就地修改它，并留下留出误差最低的状态。
+    """在物品特征上训练编码器，就地修改它；留下留出误差最低的状态，最后让留出行也来教一次码本（`_refit`）。
 
     依赖数据的初始化只在从未训练过的编码器上做一次；再次调用会从已学到的接着训练。
 
@@ -111,7 +112,8 @@ def train_codebook(
 
     Returns:
         测得的数字（也存进 `encoder.training_figures`）：`relative_mse`、`utilization`、`collision_rate` 等，
-        口径为训练行（至多一块）；`holdout_` 开头的是留出行。
+        口径为训练行（至多一块）；`holdout_` 开头的是留出行，测于它们也来教码本（`num_refit_rows` > 0）之前；在同样的
+        数据上接着训练时它们已经不是没见过的，记 None。
 
     Raises:
         TypeError: 参数类型不对。
@@ -182,6 +184,9 @@ class _Run:
         self.judge_rows = rows.holdout if len(rows.holdout) else rows.sample()
         self.epoch = 0
         self.notes: List[str] = []
+        # 上一次训练最后用留出行教过码本，同样的数据再来一次，留出行就不再是没见过的：留出的数字不报
+        known = encoder.training_figures
+        self.taught_rows = known.get("num_refit_rows", 0) if known.get("data_sha256") == rows.sha256 else 0
         self.history: List[Dict[str, Any]] = []
         self._record: Dict[str, Any] = {"phase": "init"}
         self.best: Dict[str, Any] = {"key": [math.inf, math.inf], "epoch": -1, "state": None}
@@ -193,6 +198,8 @@ class _Run:
 
     def run(self, *, resume: bool, reinit: bool) -> Dict[str, Any]:
         """从头或从断点跑完，返回测得的数字。"""
+        if reinit or not bool(self.encoder.rq_vae.initialized):
+            self.taught_rows = 0
         restored = resume and self._restore()
         self.events = EventLog(self.folder, self.epoch + 1 if restored else 0)
         try:
@@ -206,8 +213,12 @@ class _Run:
             self.events.close()
         self.encoder.load_state_dict(self.best["state"])
         num_refit_rows = self._refit()
-        self.encoder.training_figures = {**self._figures(), "num_refit_rows": num_refit_rows}
-        return self.encoder.training_figures
+        figures = {**self._figures(), "num_refit_rows": num_refit_rows}
+        if self.taught_rows:
+            figures["num_refit_rows"] = max(num_refit_rows, self.taught_rows)
+            figures["holdout_relative_mse"] = figures["holdout_collision_rate"] = None
+        self.encoder.training_figures = figures
+        return figures
 
     def _start(self, reinit: bool) -> None:
         """第 0 个 epoch：初始化（如果需要），评判，断点。"""
@@ -240,13 +251,13 @@ class _Run:
             record = self._network_epoch(label)
         else:
             batches = self.rows.batches(self.epoch, self.config.batch_size)
-            record = gradient_epoch(rq_vae, batches, self.rows.num_train_rows, None, self.bar, label)
+            record = ema_epoch(rq_vae, batches, self.rows.num_train_rows, self.bar, label)
         self._record = {"phase": phase, **record, "elapsed_s": time.perf_counter() - started}
 
     def _network_epoch(self, label: str) -> Dict[str, Any]:
         """从最好的状态起训练解码网络若干遍，每遍都评判，结束时停在最好的一遍上；返回最后一遍的记录。
 
-        编码网络不动：训练它，未见误差只升不降（docs/log.md），编码还要多算一个网络。
+        编码网络不动：训练它，未见误差只升不降（docs/log.md），编码还要多算一个网络。编号因此不变，行一块放得下时只算一次。
         优化器每个 epoch 新建，断点不必存它。
         """
         rq_vae, config = self.encoder.rq_vae, self.config
@@ -257,16 +268,38 @@ class _Run:
         passes = passes_per_epoch(EFFORTS[config.effort], self.rows.num_train_rows, self.encoder.config)
         record: Dict[str, Any] = {}
         stale = 0
+        codes = self._codes(self.rows.draw(0), label) if self.rows.fits_one_block else None
         for number in range(1, passes + 1):
-            batches = self.rows.batches((self.epoch - 1) * passes + number, config.batch_size)
+            batches = self._coded_batches((self.epoch - 1) * passes + number, codes)
             title = f"{label}, pass {number}/{passes}"
-            record = gradient_epoch(rq_vae, batches, self.rows.num_train_rows, optimizer, self.bar, title)
+            record = decoder_pass(rq_vae, batches, self.rows.num_train_rows, optimizer, self.bar, title)
             stale = 0 if self._keep_if_best(judge(self.encoder, self.judge_rows, self.rows.mean)) else stale + 1
             if stale == _PATIENCE:
                 break
-        rq_vae.zero_grad(set_to_none=True)  # 编码网络也得到了用不上的梯度
+        rq_vae.zero_grad(set_to_none=True)
         self.encoder.load_state_dict(self.best["state"])
         return {**record, "passes": number, "learning_rate": rate}
+
+    def _codes(self, x: torch.Tensor, label: str) -> torch.Tensor:
+        """`x` (S, D) 的编号 (S, L) int64，在 CPU 上。"""
+        parts = []
+        with self.bar.task(f"{label}, encoding", len(x)) as advance:
+            for start in range(0, len(x), _CODE_ROWS):
+                codes = self.encoder.rq_vae.encode(x[start : start + _CODE_ROWS].to(self.device))
+                parts.append(torch.stack([level.cpu() for level in codes], 1))
+                advance(start)
+        return torch.cat(parts)
+
+    def _coded_batches(self, epoch: int, codes: torch.Tensor | None) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        """第 epoch 遍打乱的批次：特征与编号；`codes` 为 None 时边走边编码。"""
+        size = self.config.batch_size
+        if codes is None:
+            for batch in self.rows.batches(epoch, size):
+                yield batch, torch.stack(list(self.encoder.rq_vae.encode(batch.to(self.device))), 1)
+            return
+        x, order = self.rows.draw(0), torch.from_numpy(self.rows.order(epoch))
+        for part in order.split(size):
+            yield x[part], codes[part]
 
     def _rounds(self) -> List[Round]:
         """这个精修 epoch 的各轮：序号、噪声的种子、已完成的比例。"""
@@ -281,7 +314,7 @@ class _Run:
         """选定之后，留出行也来教码本：训练行与留出行一起，不加噪、按读码时的束宽更新两轮；返回用了几行。
 
         不再评判，所以 `holdout_` 的数字仍是它们没有参与时的，略微保守。三种情形不做，返回 0：没有留出行；
-        数据超过一块，留出行不到 3%，不值得；精修一次也没有胜过起点，那么再更新两轮也不会。
+        数据超过一块，留出行不到 3%，不值得；精修一次也没有胜过起点，那么再更新两轮也不会。训练过的解码网络留着不动。
         """
         if not len(self.rows.holdout) or not self.rows.fits_one_block or not self._refining_paid():
             return 0
@@ -291,7 +324,8 @@ class _Run:
             self.refiner, self.encoder.rq_vae, rounds, lambda _: z, self.config.batch_size, self.bar, "refit",
             rotating=False, beam_size=self.encoder.config.beam_size,
         )  # fmt: skip
-        self._fit_decoder()
+        if self.best["epoch"] == 0 or self.phases[self.best["epoch"] - 1] != "network":
+            self._fit_decoder()
         return len(z)
 
     def _refining_paid(self) -> bool:

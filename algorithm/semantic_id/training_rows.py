@@ -162,6 +162,10 @@ class TrainingRows:
                 yield torch.from_numpy(block[order[start : min(start + batch_size, stop)]])
             left = block[order[stop:]]
 
+    def order(self, epoch: int) -> np.ndarray:
+        """第 epoch 遍的行序 (N,)，对着 `draw(0)` 的行；一块放得下时才用得上。"""
+        return self._rng(_EPOCH_STREAM, epoch).permutation(self.num_train_rows)
+
     @property
     def fits_one_block(self) -> bool:
         """训练行是否一块放得下。"""
