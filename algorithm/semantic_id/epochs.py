@@ -92,8 +92,7 @@ def ema_epoch(
             output = rq_vae(batch.to(device))
             for name in totals:
                 totals[name] += float(output[name]) * len(batch)
-            for count, indices in zip(counts, output["indices"], strict=True):
-                count += np.bincount(indices.cpu().numpy(), minlength=len(count))
+            _tally(counts, output["indices"])
             seen += len(batch)
             advance(seen)
     return {**{name: total / seen for name, total in totals.items()}, **_usage(counts)}
@@ -118,12 +117,13 @@ def decoder_pass(
         label: 进度条上的字。
 
     Returns:
-        平均的重建损失，口径为这一遍的训练行。
+        平均的重建损失与码本使用情况，口径为这一遍的训练行。
     """
     device = rq_vae.initialized.device
     rq_vae.eval()
     # 损失除以典型大小的平方：Adam 的轨迹与特征的单位无关（2 的幂时逐位无关）
     scale = 1.0 / float(rq_vae.encoder.unit) ** 2
+    counts = [np.zeros(size, dtype=np.int64) for size in rq_vae.config.codebook_sizes]
     total, seen = 0.0, 0
     with bar.task(label, num_rows) as advance, torch.enable_grad():
         for batch, codes in batches:
@@ -133,9 +133,10 @@ def decoder_pass(
             (loss * scale).backward()
             optimizer.step()
             total += float(loss.detach()) * len(batch)
+            _tally(counts, codes.unbind(1))
             seen += len(batch)
             advance(seen)
-    return {"reconstruction_loss": total / seen}
+    return {"reconstruction_loss": total / seen, **_usage(counts)}
 
 
 class Round(NamedTuple):
@@ -192,6 +193,12 @@ def refine_epoch(
     ]
     assert refiner.residual_std is not None
     return {"reconstruction_loss": float(refiner.residual_std.double().square().mean()), **_usage(counts)}
+
+
+def _tally(counts: Sequence[np.ndarray], codes: Sequence[torch.Tensor]) -> None:
+    """把各层的编号记进各层的命中次数。"""
+    for count, indices in zip(counts, codes, strict=True):
+        count += np.bincount(indices.cpu().numpy(), minlength=len(count))
 
 
 def _usage(counts: Sequence[np.ndarray]) -> Dict[str, Any]:
