@@ -39,12 +39,13 @@ import torch
 
 from . import _beam_scores, _beam_tiles, _search_native, _search_tiles
 from ._search_tiles import distance
-from .search import PreparedCodebook, untraced
+from .search import INT16, PreparedCodebook, untraced
 
 __all__ = ["InnerProducts", "all_nearest", "distance", "search"]
 
 _PANEL = 32
 _LIMIT = 1e18
+_FEW_ROWS = 192  # int16 的乘积便宜：行数不到它时，各路径再乘一遍快过从主存里零星取表
 _LARGEST, _TINY = 32766.0, 1e-37  # 定点数的最大值、单位的下限，与 _native_beam.cpp 一致
 
 
@@ -128,7 +129,8 @@ def search(
     if len({book.path for book in books}) != 1:
         raise RuntimeError("codebooks were prepared for different search paths; prepare them again")
     bound = _bound(z.shape[1], levels)
-    tables = [None] * levels if products is None else products.tables
+    few = books[0].path in INT16 and count < _FEW_ROWS
+    tables = [None] * levels if products is None or few else products.tables
     if not books[0].compiled:
         _beam_tiles.search(z, books, tables, bound, codes, errors)
         return codes, errors

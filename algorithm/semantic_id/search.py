@@ -35,10 +35,10 @@ import torch
 
 from . import _search_native, _search_tiles
 
-__all__ = ["PreparedCodebook", "nearest", "prepare", "untraced"]
+__all__ = ["INT16", "PreparedCodebook", "nearest", "prepare", "untraced"]
 
 _PATHS = ("auto", "amx", "avx512-int16", "avx512", "avx2-int16", "avx2", "generic", "numpy", "torch")
-_INT16 = ("avx512-int16", "avx2-int16")
+INT16 = ("avx512-int16", "avx2-int16")
 _FALLBACKS = ("numpy", "torch")
 _PANEL = 32  # 码字按它补齐；填充与重复的码字偏置是 −inf，永远不会被提名
 _HALF = 2.0**-8  # bfloat16 舍入的相对误差；全是次正规数的码字也记这么多，其余由 τ 覆盖
@@ -97,11 +97,11 @@ class PreparedCodebook:
         self.size, self.width, self.path = size, width, path
         self.compiled = path not in _FALLBACKS
         shape = (padded // _PANEL, width, _PANEL) if self.compiled else (padded, width + 1)
-        self.table = weight.new_zeros((padded, width) if path in ("amx", *_INT16) else shape)
+        self.table = weight.new_zeros((padded, width) if path in ("amx", *INT16) else shape)
         self.halves: torch.Tensor | None = None
         if path == "amx":
             self.halves = weight.new_zeros(padded // _PANEL, -(-width // 32), 2, 16, 32, dtype=torch.bfloat16)
-        elif path in _INT16:
+        elif path in INT16:
             self.halves = weight.new_zeros(padded // _PANEL, -(-width // 2) + 1, _PANEL, dtype=torch.int32)
         elif path == "torch" and _search_tiles.mixed_product(weight.device):
             self.halves = _search_tiles.pack_halves(weight.new_zeros(padded, width), weight.new_zeros(padded))
@@ -153,7 +153,7 @@ class PreparedCodebook:
         """写入这些行的码字、范数、散列与抽样。"""
         codes = weight[rows] + 0.0  # (R, H)；−0.0 变成 0.0，散列才认得出它们相同
         square = codes.double().square().sum(1)  # (R,)
-        if self.path in _INT16:
+        if self.path in INT16:
             assert self.halves is not None
             self._loss[rows] = _search_native.pack_int16(codes, rows, self.halves, self.path).float() * (1 + 1e-6)
         elif self.halves is not None:

@@ -21,6 +21,7 @@ PATHS = ("numpy", "torch", *_search_native.available())
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     monkeypatch.setenv("SEMID_SEARCH", request.param)
+    monkeypatch.setattr(beam, "_FEW_ROWS", 0)  # 行少时 int16 不查表；这里的行都不多，而要测的正是查表
     return request.param
 
 
@@ -322,6 +323,24 @@ def test_identical_codebook_is_cheap(path, value):
 
 
 # ---- 内积表的寿命 ----
+
+
+@pytest.mark.parametrize("path", [name for name in _search_native.available() if "int16" in name])
+def test_few_rows_do_not_touch_the_tables(path, monkeypatch):
+    """表里填了错的数：行少时看不出来，行多时看得出来；答案本身与有没有表无关。"""
+    monkeypatch.setenv("SEMID_SEARCH", path)
+    books = make_books((30, 40, 50), 8)
+    prepared = [prepare(book) for book in books]
+    z = gaussian(400, 8, seed=9)
+    want = beam.search(z, books, prepared, 4)[0]
+    products = beam.InnerProducts(prepared)
+    products.grow_(books, 1 << 30, 4, 1 << 20)
+    assert torch.equal(beam.search(z, books, prepared, 4, products)[0], want)
+    for table in products.tables[1:]:
+        assert table is not None
+        table.fill_(3000)
+    assert torch.equal(beam.search(z[:191], books, prepared, 4, products)[0], want[:191])
+    assert not torch.equal(beam.search(z, books, prepared, 4, products)[0], want)
 
 
 def test_tables_follow_the_budget_and_the_number_of_rows(path):
