@@ -23,7 +23,6 @@
 #include <limits>
 #include <memory>
 #include <new>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -311,6 +310,11 @@ SEMID_INLINE int first_of(uint32_t mask) {
 #endif
 }
 
+// 低精度的乘积给误差界里 ‖c‖ 的系数另添多少：|x·c − x̃·c̃| ÷ ‖c‖，norm、loss 是 ‖x‖ 与 ‖x − x̃‖ 的上界。
+SEMID_INLINE double narrow_slope(const Book &book, double norm, double loss) {
+    return 1.001 * (loss + book.loss * (norm + loss));
+}
+
 // 一块行的门槛与候选：各种乘积只管给出够得着门槛的得分，够不够得着、留下谁，都在这里。
 class Shortlist {
 protected:
@@ -325,7 +329,7 @@ protected:
     void open(int64_t i, double norm, double loss) {
         Row &row = rows_[i];
         row.rest = book_.eta * norm * norm + book_.tau * (1 + norm + book_.top_norm) + kVanishing * norm;
-        row.pull = book_.slope * norm + 1.001 * (loss + book_.loss * (norm + loss));
+        row.pull = book_.slope * norm + narrow_slope(book_, norm, loss);
         row.low = row.lost = row.compact_low = -std::numeric_limits<double>::infinity();
         row.count = 0;
         row.brute = !(norm <= book_.limit && book_.top_norm <= book_.limit);
@@ -653,7 +657,7 @@ SEMID_API void semid_pack_amx(const float *codes, const int64_t *rows, int64_t c
 #endif
 
 #ifdef SEMID_X86
-// 把 codes 的第 i 行写成第 rows[i] 个码字的定点数；losses[i] 是 ‖c − c̃‖ / ‖c‖。
+// 把 codes 的第 i 行写成第 rows[i] 个码字的定点数；losses[i] 是 ‖c − c̃‖ / ‖c‖ 的上界。
 SEMID_API int semid_pack_int16(const float *codes, const int64_t *rows, int64_t count, int64_t width, int isa,
                                int32_t *panels, double *losses) {
     const unsigned saved = _mm_getcsr();

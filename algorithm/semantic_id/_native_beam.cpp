@@ -264,8 +264,8 @@ private:
             }
             double &slope = pull_[i * most_ + k];
             slope = beam_.slope * own;
-            if (losses) slope += 1.001 * (losses[k] + book_->loss * (own + losses[k]));
-            if (narrow_ && !direct) slope += 1.001 * (row.loss_z + book_->loss * (row.norm_z + row.loss_z));
+            if (losses) slope += narrow_slope(*book_, own, losses[k]);
+            if (narrow_ && !direct) slope += narrow_slope(*book_, row.norm_z, row.loss_z);
             reach = std::max(reach, own);
             error = std::max(error, error_[i * most_ + k]);
             pull = std::max(pull, slope);

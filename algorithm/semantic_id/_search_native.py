@@ -19,11 +19,11 @@ import torch
 if TYPE_CHECKING:
     from .search import PreparedCodebook
 
-__all__ = ["available", "beam_search", "pack", "pack_bfloat16", "pack_int16", "search"]
+__all__ = ["PATHS", "available", "beam_search", "pack", "pack_bfloat16", "pack_int16", "search"]
 
 _VERSION = 5  # 与 _native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
 _ISAS = ("generic", "avx2", "avx512", "amx", "avx2-int16", "avx512-int16")  # 下标即 _native.cpp 里的编号
-_SPEED = ("generic", "avx2", "avx2-int16", "avx512", "avx512-int16", "amx")  # 从慢到快
+PATHS = ("generic", "avx2", "avx2-int16", "avx512", "avx512-int16", "amx")  # 从慢到快
 _TILE_ROWS = (4, 6, 14, 32, 6, 14)  # 各指令集一片瓦片的行数；每段取它的倍数，才没有半空的瓦片
 _CHUNK = 4032  # 一个线程一次最多领的行数，是它们的公倍数；束搜索靠它让几千行轮流用一片内积表
 # 乘加次数低于它（一个线程约 20 毫秒）就用一个线程：忙机器上被叫醒的线程可能要等一个时间片，活太短便赔本
@@ -90,7 +90,7 @@ def available() -> tuple[str, ...]:
     """本机能跑的指令集，从慢到快；没有编译内核时为空。"""
     library = _library()
     found = 0 if library is None else library.semid_isas()
-    return tuple(name for name in _SPEED if found >> _ISAS.index(name) & 1)
+    return tuple(name for name in PATHS if found >> _ISAS.index(name) & 1)
 
 
 def pack(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor) -> None:

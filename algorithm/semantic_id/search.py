@@ -37,9 +37,9 @@ from . import _search_native, _search_tiles
 
 __all__ = ["INT16", "PreparedCodebook", "nearest", "prepare", "untraced"]
 
-_PATHS = ("auto", "amx", "avx512-int16", "avx512", "avx2-int16", "avx2", "generic", "numpy", "torch")
-INT16 = ("avx512-int16", "avx2-int16")
 _FALLBACKS = ("numpy", "torch")
+_PATHS = ("auto", *reversed(_search_native.PATHS), *_FALLBACKS)
+INT16 = ("avx512-int16", "avx2-int16")
 _PANEL = 32  # 码字按它补齐；填充与重复的码字偏置是 −inf，永远不会被提名
 _HALF = 2.0**-8  # bfloat16 舍入的相对误差；全是次正规数的码字也记这么多，其余由 τ 覆盖
 _LIMIT = 1e18  # 范数超过它时 float32 的乘积可能溢出，这样的行直接按定义裁决

@@ -184,22 +184,19 @@ class _Run:
         self.judge_rows = rows.holdout if len(rows.holdout) else rows.sample()
         self.epoch = 0
         self.notes: List[str] = []
-        # 上一次训练最后用留出行教过码本，同样的数据再来一次，留出行就不再是没见过的：留出的数字不报
-        known = encoder.training_figures
-        self.taught_rows = known.get("num_refit_rows", 0) if known.get("data_sha256") == rows.sha256 else 0
         self.history: List[Dict[str, Any]] = []
         self._record: Dict[str, Any] = {"phase": "init"}
         self.best: Dict[str, Any] = {"key": [math.inf, math.inf], "epoch": -1, "state": None}
         # 有物品对时 L1 停在 k-means 的位置：那里最贴近行为，精修只为误差，会把它又拉回去
         self.refiner = Refiner(encoder.rq_vae, min(int(pairs is not None), len(encoder.codebook_sizes) - 1))
         self._latents: torch.Tensor | None = None
+        self._codes: torch.Tensor | None = None
         self.phases: List[str] = []
         self.events = EventLog(None)
 
     def run(self, *, resume: bool, reinit: bool) -> Dict[str, Any]:
         """从头或从断点跑完，返回测得的数字。"""
-        if reinit or not bool(self.encoder.rq_vae.initialized):
-            self.taught_rows = 0
+        taught = 0 if reinit or not bool(self.encoder.rq_vae.initialized) else self._taught_rows()
         restored = resume and self._restore()
         self.events = EventLog(self.folder, self.epoch + 1 if restored else 0)
         try:
@@ -214,11 +211,21 @@ class _Run:
         self.encoder.load_state_dict(self.best["state"])
         num_refit_rows = self._refit()
         figures = {**self._figures(), "num_refit_rows": num_refit_rows}
-        if self.taught_rows:
-            figures["num_refit_rows"] = max(num_refit_rows, self.taught_rows)
+        if taught:
+            figures["num_refit_rows"] = max(num_refit_rows, taught)
             figures["holdout_relative_mse"] = figures["holdout_collision_rate"] = None
         self.encoder.training_figures = figures
         return figures
+
+    def _has_network(self) -> bool:
+        """特征网络是否已不再是恒等的。"""
+        rq_vae = self.encoder.rq_vae
+        return not (rq_vae.encoder.is_identity() and rq_vae.decoder.is_identity())
+
+    def _taught_rows(self) -> int:
+        """上一次在同样的数据上训练，最后用几行（含留出行）教过码本：留出行已经见过，留出的数字就不报了。"""
+        known = self.encoder.training_figures
+        return known.get("num_refit_rows", 0) if known.get("data_sha256") == self.rows.sha256 else 0
 
     def _start(self, reinit: bool) -> None:
         """第 0 个 epoch：初始化（如果需要），评判，断点。"""
@@ -228,8 +235,7 @@ class _Run:
             self._fit_decoder()
         # 接着训练也更新：报告的 relative_mse 与模型里存的均值须是同一个
         self.encoder.feature_mean.copy_(torch.from_numpy(self.rows.mean))
-        rq_vae = self.encoder.rq_vae
-        has_network = not fresh and not (rq_vae.encoder.is_identity() and rq_vae.decoder.is_identity())
+        has_network = not fresh and self._has_network()
         network = EFFORTS[self.config.effort].network or self.pairs is not None
         self.phases = plan_phases(
             self.num_epochs, self.config.init, has_network=has_network, fresh=fresh, network=network
@@ -257,8 +263,8 @@ class _Run:
     def _network_epoch(self, label: str) -> Dict[str, Any]:
         """从最好的状态起训练解码网络若干遍，每遍都评判，结束时停在最好的一遍上；返回最后一遍的记录。
 
-        编码网络不动：训练它，未见误差只升不降（docs/log.md），编码还要多算一个网络。编号因此不变，行一块放得下时只算一次。
-        优化器每个 epoch 新建，断点不必存它。
+        编码网络不动：训练它，未见误差只升不降（docs/log.md），编码还要多算一个网络。码本也不动，所以几个 network epoch
+        都是同样的编号，行一块放得下时只算一次。优化器每个 epoch 新建，断点不必存它。
         """
         rq_vae, config = self.encoder.rq_vae, self.config
         self.encoder.load_state_dict(self.best["state"])
@@ -268,9 +274,10 @@ class _Run:
         passes = passes_per_epoch(EFFORTS[config.effort], self.rows.num_train_rows, self.encoder.config)
         record: Dict[str, Any] = {}
         stale = 0
-        codes = self._codes(self.rows.draw(0), label) if self.rows.fits_one_block else None
+        if self._codes is None and self.rows.fits_one_block:
+            self._codes = self._encode(self.rows.draw(0), label)
         for number in range(1, passes + 1):
-            batches = self._coded_batches((self.epoch - 1) * passes + number, codes)
+            batches = self._coded_batches((self.epoch - 1) * passes + number)
             title = f"{label}, pass {number}/{passes}"
             record = decoder_pass(rq_vae, batches, self.rows.num_train_rows, optimizer, self.bar, title)
             stale = 0 if self._keep_if_best(judge(self.encoder, self.judge_rows, self.rows.mean)) else stale + 1
@@ -280,7 +287,7 @@ class _Run:
         self.encoder.load_state_dict(self.best["state"])
         return {**record, "passes": number, "learning_rate": rate}
 
-    def _codes(self, x: torch.Tensor, label: str) -> torch.Tensor:
+    def _encode(self, x: torch.Tensor, label: str) -> torch.Tensor:
         """`x` (S, D) 的编号 (S, L) int64，在 CPU 上。"""
         parts = []
         with self.bar.task(f"{label}, encoding", len(x)) as advance:
@@ -290,16 +297,16 @@ class _Run:
                 advance(start)
         return torch.cat(parts)
 
-    def _coded_batches(self, epoch: int, codes: torch.Tensor | None) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-        """第 epoch 遍打乱的批次：特征与编号；`codes` 为 None 时边走边编码。"""
+    def _coded_batches(self, epoch: int) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        """第 epoch 遍打乱的批次：特征与编号；没有记着编号时边走边编码。"""
         size = self.config.batch_size
-        if codes is None:
+        if self._codes is None:
             for batch in self.rows.batches(epoch, size):
                 yield batch, torch.stack(list(self.encoder.rq_vae.encode(batch.to(self.device))), 1)
             return
         x, order = self.rows.draw(0), torch.from_numpy(self.rows.order(epoch))
         for part in order.split(size):
-            yield x[part], codes[part]
+            yield x[part], self._codes[part]
 
     def _rounds(self) -> List[Round]:
         """这个精修 epoch 的各轮：序号、噪声的种子、已完成的比例。"""
@@ -324,7 +331,7 @@ class _Run:
             self.refiner, self.encoder.rq_vae, rounds, lambda _: z, self.config.batch_size, self.bar, "refit",
             rotating=False, beam_size=self.encoder.config.beam_size,
         )  # fmt: skip
-        if self.best["epoch"] == 0 or self.phases[self.best["epoch"] - 1] != "network":
+        if self.history[self.best["epoch"]]["phase"] != "network":
             self._fit_decoder()
         return len(z)
 
@@ -430,9 +437,7 @@ class _Run:
             "num_holdout_rows": len(self.rows.holdout),
             "num_epochs": self.num_epochs,
             "best_epoch": self.best["epoch"],
-            "network_kept": not (
-                self.encoder.rq_vae.encoder.is_identity() and self.encoder.rq_vae.decoder.is_identity()
-            ),
+            "network_kept": self._has_network(),
             "trainer_config": self.config.to_dict(),
             "num_pairs": 0 if self.pairs is None else len(self.pairs.rows),
             "beam_size": self.encoder.config.beam_size,
