@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 # 这些文件变了就重装；pip 只补差额，所以通常几秒
-INPUTS := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard algorithm/semantic_id/*.cpp)
+INPUTS := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard algorithm/semantic_id/search/kernel/*.cpp)
 
 .PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-report bench-catalog bench-downstream clean
 
@@ -42,7 +42,7 @@ bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode b
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
 
 clean:
-	@rm -rf $(VENV) build dist *.egg-info algorithm/semantic_id/*.so
+	@rm -rf $(VENV) build dist *.egg-info algorithm/semantic_id/search/*.so
 
 # 标记文件最后才写：装到一半断了，下次会接着装
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python

@@ -10,13 +10,13 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "algorithm.semantic_id._native",
-            sources=["algorithm/semantic_id/_native.cpp"],
+            "algorithm.semantic_id.search._native",
+            sources=["algorithm/semantic_id/search/kernel/native.cpp"],
             depends=[
-                "algorithm/semantic_id/_native_amx.cpp",
-                "algorithm/semantic_id/_native_beam.cpp",
-                "algorithm/semantic_id/_native_int16.cpp",
-            ],  # 由 _native.cpp 包含
+                "algorithm/semantic_id/search/kernel/amx.cpp",
+                "algorithm/semantic_id/search/kernel/beam.cpp",
+                "algorithm/semantic_id/search/kernel/int16.cpp",
+            ],  # 由 native.cpp 包含
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off"],
             optional=True,

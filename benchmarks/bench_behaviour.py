@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 import torch
 from quality.data import DATASETS
 
-from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, metrics, train_codebook
-from algorithm.semantic_id.metrics_meaning import co_consumption
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
+from algorithm.semantic_id.metrics import codes as metrics
+from algorithm.semantic_id.metrics.meaning import co_consumption
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADS = ["做法", "误差（训练）", "误差（未见）", "冲突率", "L1 困惑度 / K"]

@@ -40,9 +40,9 @@ from stopwatch import Stopwatch
 
 from algorithm.semantic_id import SemanticIDEncoder
 from algorithm.semantic_id.catalog import Catalog, encode_catalog
-from algorithm.semantic_id.catalog.migrate import align_codes
-from algorithm.semantic_id.catalog.parts import codes_of
-from algorithm.semantic_id.vectors import open_vectors
+from algorithm.semantic_id.catalog.changes.migrate import align_codes
+from algorithm.semantic_id.catalog.format.parts import codes_of
+from algorithm.semantic_id.files.vectors import open_vectors
 
 # ---- 规模：生成的物品 ----
 

@@ -24,9 +24,9 @@ from algorithm.semantic_id import (
     SemanticIDEncoder,
     TrainerConfig,
     compute_codebook_utilization,
-    metrics,
     train_codebook,
 )
+from algorithm.semantic_id.metrics import codes as metrics
 
 FAISS_ITERATIONS = 25
 

@@ -34,8 +34,9 @@ import torch  # noqa: E402
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from stopwatch import Stopwatch  # noqa: E402
 
-from algorithm.semantic_id import _search_native, beam  # noqa: E402
-from algorithm.semantic_id.search import PreparedCodebook, nearest, prepare  # noqa: E402
+from algorithm.semantic_id.search import beam  # noqa: E402
+from algorithm.semantic_id.search import native as _search_native  # noqa: E402
+from algorithm.semantic_id.search.prepared import PreparedCodebook, nearest, prepare  # noqa: E402
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 NEAR_TIES = 400

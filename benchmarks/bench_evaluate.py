@@ -56,7 +56,7 @@ def generate(folder: Path, rows: int) -> None:
 
 def worker(folder: Path) -> None:
     """被量的那个进程：一次完整的评估，最后一行是 JSON。"""
-    from algorithm.semantic_id.commands_evaluate import evaluate
+    from algorithm.semantic_id.cli.actions.evaluate import evaluate
 
     wall, cpu = time.perf_counter(), time.process_time()
     result = evaluate(

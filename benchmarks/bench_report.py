@@ -25,9 +25,9 @@ import torch
 from bench_evaluate import DIM, generate
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_codebook
-from algorithm.semantic_id.commands_evaluate import evaluate
-from algorithm.semantic_id.report import write_report
-from algorithm.semantic_id.tests.chromium import Chromium, find_chromium
+from algorithm.semantic_id.cli.actions.evaluate import evaluate
+from algorithm.semantic_id.report.page import write_report
+from algorithm.semantic_id.tests.report.chromium import Chromium, find_chromium
 
 _NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
 

@@ -33,8 +33,8 @@ from stopwatch import Stopwatch
 from torch import nn
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig
-from algorithm.semantic_id.kmeans import kmeans
-from algorithm.semantic_id.search import nearest, prepare
+from algorithm.semantic_id.search.prepared import nearest, prepare
+from algorithm.semantic_id.training.kmeans import kmeans
 
 LEARNING_RATE = 1e-3
 FAISS_ITERATIONS = 25

@@ -22,10 +22,10 @@ _ROOMS = {
     "SemanticIDEncoder": "encoder",
     "train_codebook": "trainer",
     "compute_codebook_utilization": "trainer",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.measure",
     "Catalog": "catalog",
     "encode_catalog": "catalog",
-    "open_vectors": "vectors",
+    "open_vectors": "files.vectors",
 }
 
 __all__ = [

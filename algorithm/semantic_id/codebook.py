@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import search
 from .checks import check_features
+from .search import prepared
 
 __all__ = ["DEAD_AFTER_EXPECTED_HITS", "REVIVE_STEP", "VectorQuantizer"]
 
@@ -70,7 +70,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("rows_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("last_hit_row", torch.zeros(num_embeddings, dtype=torch.int64))  # (K,)
         self.register_buffer("revived_row", torch.zeros(num_embeddings, dtype=torch.int64))  # (K,)
-        self._prepared: search.PreparedCodebook | None = None
+        self._prepared: prepared.PreparedCodebook | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """复制与序列化时丢掉搜索用的打包副本：它可以随时由权重重建。"""
@@ -86,14 +86,14 @@ class VectorQuantizer(nn.Module):
         Returns:
             (B,) int64。
         """
-        return search.nearest(x, self.prepared())
+        return prepared.nearest(x, self.prepared())
 
-    @search.untraced
-    def prepared(self) -> search.PreparedCodebook:
+    @prepared.untraced
+    def prepared(self) -> prepared.PreparedCodebook:
         """为搜索整理好的当前码本；权重没变就用上次的。"""
         weight = self.embedding.weight
         if self._prepared is None or not self._prepared.is_current(weight):
-            self._prepared = search.prepare(weight)
+            self._prepared = prepared.prepare(weight)
         return self._prepared
 
     def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,11 +19,11 @@ from torch import nn
 
 from algorithm.interfaces import SemanticIDEncoderInterface
 
-from . import checkpoint
 from .checks import check_level
 from .config import SemanticIDConfig, check_beam_size
 from .exact_linear import exact_linear
-from .model_card import model_card
+from .files import checkpoint
+from .files.model_card import model_card
 from .rq_vae import ResidualVectorQuantizer
 
 __all__ = ["FeatureDecoder", "FeatureEncoder", "SemanticIDEncoder"]

@@ -4,7 +4,7 @@
 
     x (B, D) ─encoder→ z (B, H)；r_1 = z，q_l = 最近码字(r_l)，r_{l+1} = r_l − q_l；Σ q_l ─decoder→ x̂ (B, D)
 
-`forward` 与 `encode` 走同一段残差运算（`residuals`）；`beam_size` > 1 时先由 `beam.py` 找出整条路径，再逐层取残差。
+`forward` 与 `encode` 走同一段残差运算（`residuals`）；`beam_size` > 1 时先由 `search/beam.py` 找出路径，再逐层取残差。
 需求草稿在 forward 里用 `r − (r + (q − r))`，与 encode 的 `r − q` 舍入不同，训练时看到的 ID 与上线的 ID 因此会不一致。
 """
 
@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import beam
 from .checks import check_codes, check_features, check_finite_rows, check_shape
 from .codebook import VectorQuantizer
 from .config import MAX_BEAM_SIZE, SemanticIDConfig, check_int
+from .search import beam
 
 __all__ = ["ResidualVectorQuantizer"]
 

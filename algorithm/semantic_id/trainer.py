@@ -1,6 +1,6 @@
 """码本训练：初始化 → 逐 epoch 训练 → 在留出行上评判 → 记录与断点 → 留下最好的一个。
 
-配方：依赖数据的初始化（默认逐层残差 k-means；有物品对时先训练特征编码网络）→ 各层联合精修（`refine.py`）→
+配方：依赖数据的初始化（默认逐层残差 k-means；有物品对时先训练特征编码网络）→ 各层联合精修（`training/refine.py`）→
 最后五分之一的 epoch 冻结码本、训练解码网络，语义 ID 因此不变。留出误差最低的状态胜出，所以网络只有确实比恒等
 更好时才会留下；胜出的状态最后带上留出行再更新两轮（`_refit`）。uniform 起步时先用 EMA 与死码字复活过一半的
 epoch。轮数、编码的束宽由 `TrainerConfig.effort` 定。
@@ -24,20 +24,28 @@ from typing import Any, Dict, Iterator, List, Tuple
 import numpy as np
 import torch
 
-from . import checkpoint
-from .behaviour import ItemPairs, fit_decoder_, read_pairs
 from .codebook import DEAD_AFTER_EXPECTED_HITS
 from .config import EFFORTS, TrainerConfig, check_int
-from .durable import write_atomically
 from .encoder import SemanticIDEncoder
-from .epochs import Round, decoder_pass, ema_epoch, passes_per_epoch, plan_phases, refine_epoch, rounds_per_epoch
-from .initialize import initialize_, latents_of
-from .judge import judge
-from .progress import Progress
-from .refine import Refiner
-from .tracking import EventLog
-from .training_rows import TrainingRows
-from .vectors import VectorSource, open_vectors
+from .files import checkpoint
+from .files.durable import write_atomically
+from .files.progress import Progress
+from .files.vectors import VectorSource, open_vectors
+from .training.behaviour import ItemPairs, fit_decoder_, read_pairs
+from .training.epochs import (
+    Round,
+    decoder_pass,
+    ema_epoch,
+    passes_per_epoch,
+    plan_phases,
+    refine_epoch,
+    rounds_per_epoch,
+)
+from .training.initialize import initialize_, latents_of
+from .training.judge import judge
+from .training.refine import Refiner
+from .training.rows import TrainingRows
+from .training.tracking import EventLog
 
 __all__ = ["compute_codebook_utilization", "train_codebook"]
 

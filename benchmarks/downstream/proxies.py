@@ -11,10 +11,10 @@ from typing import Any, Dict
 import numpy as np
 import pyarrow.parquet as pq
 
-from algorithm.semantic_id import metrics
-from algorithm.semantic_id import metrics_meaning as meaning
-from algorithm.semantic_id.metrics_behaviour import id_gini
-from algorithm.semantic_id.neighbours import exact_neighbours, sample_rows
+from algorithm.semantic_id.metrics import codes as metrics
+from algorithm.semantic_id.metrics import meaning
+from algorithm.semantic_id.metrics.behaviour import id_gini
+from algorithm.semantic_id.metrics.neighbours import exact_neighbours, sample_rows
 from downstream.data import Interactions
 
 NUM_NEIGHBOURS = 10

@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 from quality import tools
 
-from algorithm.semantic_id import metrics
+from algorithm.semantic_id.metrics import codes as metrics
 from downstream import baselines, proxies, scoring
 from downstream import row as rows
 from downstream.data import Interactions

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from algorithm.semantic_id import metrics
-from algorithm.semantic_id import metrics_meaning as meaning
-from algorithm.semantic_id.neighbours import exact_neighbours, sample_rows
+from algorithm.semantic_id.metrics import codes as metrics
+from algorithm.semantic_id.metrics import meaning
+from algorithm.semantic_id.metrics.neighbours import exact_neighbours, sample_rows
 from quality.data import DATASETS, split
 
 NUM_NEIGHBOURS = 10

@@ -77,12 +77,15 @@ def source_digest() -> str:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                todo += [node.module] if node.module else [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom) and node.level:
+                here = [*name.split("/")[: -node.level], *(node.module or "").split(".")]
+                base = "/".join(part for part in here if part)
+                todo += [base, *(f"{base}/{alias.name}".lstrip("/") for alias in node.names)]
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:]
         codes[name] = ast.dump(tree).encode()
-    parts = [codes[name] for name in sorted(codes)] + [path.read_bytes() for path in sorted(folder.glob("*.cpp"))]
+    kernel = sorted(folder.glob("search/kernel/*.cpp"))
+    parts = [codes[name] for name in sorted(codes)] + [path.read_bytes() for path in kernel]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from algorithm.interfaces import SemanticIDModel
 
-from ..durable import sync_folder
-from ..vectors import check_block_rows, one_line
-from ..vectors_npy import NpyFile
-from .manifest import CatalogError, level_columns
-from .parts import check_range, codes_of
+from ..files.durable import sync_folder
+from ..files.vectors import check_block_rows, one_line
+from ..files.vectors_npy import NpyFile
+from .format.manifest import CatalogError, level_columns
+from .format.parts import check_range, codes_of
 from .table import Catalog
 
 __all__ = ["decode_codes_file"]

@@ -20,7 +20,7 @@ from typing import Any, Dict, Sequence
 import torch
 from safetensors.torch import save as tensors_to_bytes
 
-from ..durable import sync_folder, write_synced
+from ..files.durable import sync_folder, write_synced
 from .embedding_rows import init_embedding_rows_
 from .tokens import TokenLayout, add_tokens
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as arrays_from_bytes
 from safetensors.numpy import save as arrays_to_bytes
 
-from ..durable import write_atomically
+from ..files.durable import write_atomically
 from .trie_build import TrieArrays, check_sizes
 
 __all__ = ["TrieFileError", "read_trie", "write_trie"]

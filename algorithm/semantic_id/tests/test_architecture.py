@@ -1,7 +1,7 @@
-"""楼层图：谁可以 import 谁。多一支箭头就失败，少一支也失败，所以这张表永远是真的。
+"""楼层图：哪间房可以 import 哪间房，每间房可以用哪些第三方包。
 
-表从下往上写，一间房只能 import 写在它前面的房间，因此表本身就保证没有环。改动它是设计决定：先在 docs/decisions/
-写半页，再改这里。只看源码（ast），函数里面的 import 也算；`if TYPE_CHECKING:` 里的只供类型检查，另列一张表。
+一间房是一个文件夹，最上层的文件按用途并成几间。表从下往上写：一间房只能 import 写在它前面的房间，所以箭头只往下。
+文件之间不许有环，函数里的、只供类型检查的 import 也算。改表是设计决定：先在 docs/decisions/ 写半页。只看源码（ast）。
 """
 
 from __future__ import annotations
@@ -21,241 +21,119 @@ FOLDER = Path(package.__file__).parent
 
 # 房间 → (可以 import 的房间, 可以 import 的第三方包)；标准库不限
 ROOMS: Dict[str, Tuple[str, str]] = {
-    # 地基：契约、配置、检查、纯函数
-    "interfaces": ("", "torch"),
-    "__init__": ("", ""),
-    "config": ("", ""),
-    "checks": ("", "torch"),
-    "metrics": ("", "numpy"),
-    "neighbours": ("", "numpy"),
-    "metrics_meaning": ("metrics neighbours", "numpy"),
-    "verdict_sentences": ("", ""),
-    "verdicts": ("verdict_sentences", ""),
-    "evaluation_legend": ("", ""),
-    "metrics_behaviour": ("metrics neighbours", "numpy"),
-    "progress": ("", "rich"),
-    "exact_linear": ("", "torch"),
-    # 特征来源：一楼训练要读，二楼编码也要读，所以在两者之下（决定 0002）
-    "vectors": ("", "numpy pyarrow"),
-    "vectors_npy": ("vectors", "numpy"),
-    "vectors_parquet": ("vectors", "numpy pyarrow"),
-    # 一楼：模型
-    "_search_native": ("", "torch"),
-    "_search_tiles": ("", "numpy torch"),
-    "search": ("_search_native _search_tiles", "numpy torch"),
-    "_beam_scores": ("_search_tiles search", "numpy torch"),
-    "_beam_tiles": ("_beam_scores _search_tiles search", "numpy torch"),
-    "beam": ("_beam_scores _beam_tiles _search_native _search_tiles search", "torch"),
-    "kmeans": ("search", "torch"),
-    "codebook": ("search checks", "torch"),
-    "rq_vae": ("beam codebook checks config", "torch"),
-    "model_card": ("config", ""),
-    "durable": ("", ""),
-    "checkpoint": ("durable", "torch safetensors"),
-    "encoder": (
-        "interfaces checks checkpoint config exact_linear model_card rq_vae",
-        "torch huggingface_hub",
+    "base": ("", "torch"),
+    "search": ("", "numpy torch"),
+    "files": ("base", "numpy pyarrow torch safetensors rich"),
+    "metrics": ("files", "numpy"),
+    "model": ("base search files", "torch huggingface_hub"),
+    "catalog.format": ("files", "numpy pyarrow"),
+    "catalog.index": ("files catalog.format", "numpy pyarrow"),
+    "catalog.unique": ("base catalog.format", "numpy torch"),
+    "catalog": ("base files catalog.format catalog.index", "numpy pyarrow torch"),
+    "catalog.encoding": (
+        "base files catalog.format catalog.index catalog.unique",
+        "numpy pyarrow torch ray",
     ),
-    "training_rows": ("config vectors", "numpy torch"),
-    "judge": ("encoder metrics", "numpy torch"),
-    "refine": ("codebook rq_vae", "torch"),
-    "epochs": ("config metrics progress refine rq_vae", "numpy torch"),
-    "behaviour": ("progress vectors", "numpy pyarrow torch"),
-    "initialize": ("behaviour config encoder kmeans progress training_rows", "torch"),
-    "tracking": ("", "torch"),
-    "trainer": (
-        "behaviour checkpoint codebook config durable encoder epochs initialize judge progress refine"
-        " tracking training_rows vectors",
-        "numpy torch",
-    ),
-    # 二楼：物品。只认 interfaces 里的协议，不认模型
-    "evaluation_folder": ("durable", "pyarrow"),
-    "additive_means": ("vectors", "numpy"),
-    "prefix_means": ("metrics_meaning vectors", "numpy"),
-    "evaluation": (
-        "interfaces additive_means metrics metrics_behaviour metrics_meaning neighbours prefix_means vectors",
-        "numpy torch",
-    ),
-    "evaluation_inputs": ("vectors vectors_npy", "numpy pyarrow"),
-    "evaluation_tables": ("evaluation_folder metrics_meaning neighbours", "numpy pyarrow"),
-    "advise": ("kmeans neighbours search vectors", "numpy torch"),
-    "catalog.manifest": ("durable", ""),
-    "catalog.packing": ("", "numpy pyarrow"),
-    "catalog.external_sort": ("", "numpy pyarrow"),
-    "catalog.parts": ("durable catalog.manifest", "numpy pyarrow"),
-    "catalog.index": ("catalog.manifest catalog.packing", "numpy pyarrow"),
-    "catalog.index_build": (
-        "durable catalog.external_sort catalog.index catalog.manifest catalog.packing catalog.parts",
-        "numpy pyarrow",
-    ),
-    "catalog.table": ("catalog.index catalog.manifest catalog.packing catalog.parts", "numpy pyarrow"),
-    "catalog.matching": ("", "numpy"),
-    "catalog.assign": ("catalog.external_sort catalog.manifest catalog.matching catalog.packing", "numpy"),
-    "catalog.candidates": ("interfaces catalog.assign", "numpy torch"),
-    "catalog.shards": (
-        "interfaces durable vectors catalog.assign catalog.candidates catalog.manifest catalog.parts",
+    "catalog.changes": (
+        "base files catalog catalog.format catalog.index catalog.unique catalog.encoding",
         "numpy pyarrow torch",
     ),
-    "catalog.seal": (
-        "catalog.assign catalog.external_sort catalog.index_build catalog.manifest catalog.packing catalog.parts"
-        " catalog.shards",
-        "numpy pyarrow",
-    ),
-    "catalog.publish": ("durable catalog.manifest", ""),
-    "catalog.encode": (
-        "interfaces vectors catalog.assign catalog.candidates catalog.external_sort catalog.manifest"
-        " catalog.packing catalog.publish catalog.seal catalog.shards",
-        "numpy",
-    ),
-    # ray 只在这一间房里导入，而且在函数里面
-    "catalog.encode_ray": ("interfaces catalog.encode catalog.manifest", "ray"),
-    "catalog.update": (
-        "interfaces durable vectors catalog.assign catalog.candidates catalog.external_sort catalog.index_build"
-        " catalog.manifest catalog.packing catalog.parts catalog.shards catalog.table",
-        "numpy pyarrow",
-    ),
-    "catalog.migrate": (
-        "interfaces durable vectors catalog.matching catalog.shards catalog.table",
-        "numpy pyarrow",
-    ),
-    "catalog.drift": (
-        "interfaces vectors catalog.candidates catalog.parts catalog.shards catalog.table catalog.update",
-        "numpy torch",
-    ),
-    "catalog.index_json": (
-        "durable catalog.encode catalog.manifest catalog.parts catalog.publish catalog.seal catalog.shards"
-        " catalog.table",
-        "numpy pyarrow",
-    ),
-    "catalog.decode": (
-        "interfaces durable vectors vectors_npy catalog.manifest catalog.parts catalog.table",
-        "numpy pyarrow torch",
-    ),
-    "catalog": ("catalog.decode catalog.encode catalog.manifest catalog.table", ""),
-    # 三楼：受约束的解码。只认整数数组，不认模型与物品表；transformers 只在 hf、tokenizers 只在 tokens
-    "decoding.trie_build": ("", "numpy"),
-    "decoding.trie_file": ("durable decoding.trie_build", "numpy safetensors"),
-    "decoding.trie": ("decoding.trie_build decoding.trie_file", "numpy torch"),
-    "decoding.top_k": ("", "torch"),
-    "decoding.beam_decoding": ("decoding.top_k decoding.trie", "torch"),
-    "decoding.tokens": ("decoding.trie_build", "tokenizers torch"),
-    "decoding.embedding_rows": ("decoding.tokens", "torch"),
-    "decoding.hf": ("decoding.beam_decoding decoding.tokens decoding.trie", "torch transformers"),
-    "decoding.tokenizer_folder": (
-        "durable decoding.embedding_rows decoding.tokens",
-        "safetensors torch transformers",
-    ),
-    "decoding": ("decoding.beam_decoding decoding.tokens decoding.trie decoding.trie_file", ""),
-    "showcase": ("metrics", "numpy"),
-    "run_folder": ("", ""),
-    # 命令行背后的动作：唯一同时认识两层楼的房间，把模型交给物品表
-    "model_loading": ("encoder", "torch"),
-    "commands_evaluate": (
-        "__init__ additive_means advise catalog catalog.manifest encoder evaluation evaluation_folder evaluation_inputs"
-        " evaluation_legend evaluation_tables metrics metrics_meaning model_loading progress vectors verdicts",
-        "numpy pyarrow",
-    ),
-    # 报告：只读目录，不认模型；jinja2 只在 report
-    "report_runs": ("evaluation_folder", "pyarrow"),
-    "report_data": ("evaluation_tables report_runs", "numpy pyarrow"),
-    "report_figures": ("", ""),
-    "report": ("__init__ durable report_data report_figures report_runs", "jinja2"),
-    "commands": (
-        "__init__ commands_evaluate config durable progress vectors encoder trainer catalog model_loading"
-        " catalog.assign catalog.encode catalog.encode_ray catalog.parts decoding.tokenizer_folder report showcase"
-        " run_folder",
-        "pyarrow",
-    ),
-    # faiss 只在这一间房里导入
-    "faiss_model": ("config encoder", "numpy torch faiss"),
-    "commands_catalog": (
-        "durable faiss_model model_loading progress vectors catalog catalog.drift catalog.index_json"
-        " catalog.migrate catalog.update",
-        "torch",
+    "catalog.exchange": ("base files catalog catalog.format catalog.encoding model", "numpy pyarrow torch faiss"),
+    # 只认整数数组，不认模型与物品表
+    "decoding": ("files", "numpy torch safetensors tokenizers transformers"),
+    "training": ("base search files metrics model", "numpy torch pyarrow"),
+    # 只认 interfaces 里的协议，不认模型
+    "evaluation": ("base files metrics", "numpy pyarrow torch"),
+    "report": ("base files evaluation", "numpy pyarrow jinja2"),
+    "cli": (
+        "base files model metrics catalog catalog.format catalog.unique catalog.encoding catalog.changes"
+        " catalog.exchange decoding training evaluation report",
+        "numpy pyarrow rich torch typer",
     ),
 }
-
-# 往回指的箭头：只许出现在函数里，而且只有这几支。vectors 按扩展名挑读者，读者要用 vectors 的基类
-LAZY = {("vectors", "vectors_npy"), ("vectors", "vectors_parquet")}
-# 只供类型检查的箭头
-TYPE_ONLY = {("_search_native", "search"), ("_search_tiles", "search")}
-
-# 门面：可以 import 任何房间与这些包，但谁也不许 import 它
-DOOR = "cli"
-DOOR_PACKAGES = {"numpy", "pyarrow", "rich", "torch", "typer", "click"}
+# 最上层的文件住在哪间房
+TOP = {
+    "interfaces": "base",
+    "__init__": "base",
+    "config": "base",
+    "checks": "base",
+    "exact_linear": "model",
+    "codebook": "model",
+    "rq_vae": "model",
+    "encoder": "model",
+    "trainer": "training",
+    "__main__": "cli",
+}
+# 附加依赖只在一个文件里导入：换掉它时知道要改哪里
+ONE_FILE = {"faiss", "jinja2", "ray", "rich", "huggingface_hub"}
 
 # 能执行代码的读取方式；模型与物品表只用 safetensors、JSON、Parquet 与不带 pickle 的 .npy
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAX_PUBLIC_NAMES = 15
+MAX_FILES = 12  # 一个文件夹里的源文件（.py .cpp .h .js，不算 __init__）
 
 
 class Import(NamedTuple):
-    """一处 import：目标（房间名或第三方包名）、种类（module、function、type）、行号。"""
+    """一处 import：目标（模块名或第三方包名）、是不是自己的模块、行号。"""
 
     target: str
-    is_room: bool
-    kind: str
+    is_ours: bool
     line: int
 
 
-def room_of(path: Path) -> str:
+def module_of(path: Path) -> str:
     """catalog/table.py → catalog.table，catalog/__init__.py → catalog，__init__.py → __init__。"""
     parts = path.relative_to(FOLDER).with_suffix("").parts
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 
 SOURCES: Dict[str, Path] = {
-    room_of(path): path for path in sorted(FOLDER.rglob("*.py")) if "tests" not in path.relative_to(FOLDER).parts
+    module_of(path): path for path in sorted(FOLDER.rglob("*.py")) if "tests" not in path.relative_to(FOLDER).parts
 }
 SOURCES["interfaces"] = FOLDER.parent / "interfaces.py"
 
 
-def is_door(room: str) -> bool:
-    """命令行可以拆成 cli.py 与 cli_*.py 或 cli/，都算门面。"""
-    top = room.split(".")[0]
-    return top == DOOR or top.startswith(DOOR + "_")
+def room_of(module: str) -> str:
+    """模块住在哪间房：最上层的查 `TOP`，其余是表里最长的那个文件夹。"""
+    if module in TOP:
+        return TOP[module]
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if ".".join(parts[:length]) in ROOMS:
+            return ".".join(parts[:length])
+    return ""
 
 
-def imports_of(room: str, source: str) -> List[Import]:
-    """一个文件里的全部 import（标准库与 __future__ 除外）。"""
+def imports_of(module: str, source: str) -> List[Import]:
+    """一个文件里的全部 import（标准库与 __future__ 除外），不论写在哪里。"""
     found: List[Import] = []
-
-    def walk(node: ast.AST, kind: str) -> None:
-        for child in ast.iter_child_nodes(node):
-            inner = kind
-            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-                inner = "function"
-            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                inner = "type"
-            for name in _modules(room, child):
-                target, is_room = _classify(name)
-                if target and target != room:
-                    found.append(Import(target, is_room, inner, child.lineno))  # type: ignore[attr-defined]
-            walk(child, inner)
-
-    walk(ast.parse(source), "module")
+    for node in ast.walk(ast.parse(source)):
+        for name in _modules(module, node):
+            target, is_ours = _classify(name)
+            if target and target != module:
+                found.append(Import(target, is_ours, node.lineno))  # type: ignore[attr-defined]
     return found
 
 
-def _modules(room: str, node: ast.AST) -> Iterator[str]:
+def _modules(module: str, node: ast.AST) -> Iterator[str]:
     """一条 import 语句涉及的模块全名；`from . import a, b` 是两个模块。"""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
         base = node.module or ""
         if node.level:
-            here = ["algorithm"] if room == "interfaces" else [*PACKAGE.split("."), *room.split(".")[:-1]]
-            if SOURCES.get(room, Path()).name == "__init__.py" and room != "__init__":
-                here = [*PACKAGE.split("."), *room.split(".")]
+            here = ["algorithm"] if module == "interfaces" else [*PACKAGE.split("."), *module.split(".")[:-1]]
+            if SOURCES.get(module, Path()).name == "__init__.py" and module != "__init__":
+                here = [*PACKAGE.split("."), *module.split(".")]
             here = here[: len(here) - node.level + 1]
             base = ".".join([*here, base] if base else here)
         for alias in node.names:
             full = f"{base}.{alias.name}"
-            yield full if _classify(full)[0] in SOURCES and full.removeprefix(PACKAGE + ".") in SOURCES else base
+            yield full if full.removeprefix(PACKAGE + ".") in SOURCES else base
 
 
 def _classify(name: str) -> Tuple[str, bool]:
-    """模块全名 → (房间, True) 或 (第三方包, False)；标准库为 ("", False)。"""
+    """模块全名 → (模块, True) 或 (第三方包, False)；标准库为 ("", False)。"""
     if name == "algorithm.interfaces":
         return "interfaces", True
     if name == PACKAGE:
@@ -266,48 +144,73 @@ def _classify(name: str) -> Tuple[str, bool]:
     return ("", False) if top in sys.stdlib_module_names else (top, False)
 
 
-def complaints(room: str, source: str) -> List[str]:
+def complaints(module: str, source: str) -> List[str]:
     """这个文件里表上没有的箭头，一句一条。"""
+    room = room_of(module)
     rooms, packages = (set(part.split()) for part in ROOMS.get(room, ("", "")))
+    if SOURCES[module].name == "__init__.py":  # 门面把自己楼里的名字转交出去
+        rooms |= {other for other in ROOMS if other.startswith(module + ".")}
     out = []
-    for item in imports_of(room, source):
-        where = f"{room} line {item.line}"
-        if is_door(room):
-            if not item.is_room and item.target not in DOOR_PACKAGES:
-                out.append(f"{where}: the command line may not import {item.target}")
-        elif not item.is_room:
-            if item.target not in packages:
-                out.append(f"{where}: package {item.target} is not allowed in this room")
-        elif item.kind == "type":
-            if item.target not in rooms and (room, item.target) not in TYPE_ONLY:
-                out.append(f"{where}: new type-only arrow {room} -> {item.target}")
-        elif (room, item.target) in LAZY:
-            if item.kind != "function":
-                out.append(f"{where}: arrow {room} -> {item.target} points back and must stay inside a function")
-        elif item.target not in rooms:
-            out.append(f"{where}: new arrow {room} -> {item.target}")
+    for item in imports_of(module, source):
+        there = room_of(item.target) if item.is_ours else ""
+        if item.is_ours and there != room and there not in rooms:
+            out.append(f"{module} line {item.line}: new arrow {room} -> {there} ({item.target})")
+        elif not item.is_ours and item.target not in packages:
+            out.append(f"{module} line {item.line}: package {item.target} is not allowed in {room}")
     return out
 
 
-def test_every_room_is_in_the_table() -> None:
-    unknown = [room for room in SOURCES if room not in ROOMS and not is_door(room)]
-    assert unknown == [], "draw the new rooms into ROOMS"
-    assert [room for room in ROOMS if room not in SOURCES] == [], "these rooms are gone: take them out of ROOMS"
+def circle_in(arrows: Dict[str, Set[str]]) -> List[str]:
+    """有环就返回环上的文件，没有为空。"""
+    done: Set[str] = set()
+
+    def walk(node: str, path: List[str]) -> List[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node not in done:
+            for other in sorted(arrows.get(node, ())):
+                found = walk(other, [*path, node])
+                if found:
+                    return found
+            done.add(node)
+        return []
+
+    for start in sorted(arrows):
+        found = walk(start, [])
+        if found:
+            return found
+    return []
 
 
-@pytest.mark.parametrize("room", sorted(SOURCES))
-def test_no_new_arrow(room: str) -> None:
-    assert complaints(room, SOURCES[room].read_text(encoding="utf-8")) == []
+def arrows_between_files() -> Dict[str, Set[str]]:
+    """文件 → 它 import 的文件。门面 `__init__` 只按名字转交，不算箭头的终点。"""
+    return {
+        module: {item.target for item in imports_of(module, path.read_text(encoding="utf-8")) if item.is_ours}
+        - {"__init__"}
+        for module, path in SOURCES.items()
+        if module != "__init__"
+    }
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room in SOURCES])
+def test_every_file_has_a_room() -> None:
+    assert [module for module in SOURCES if not room_of(module)] == [], "draw the new room into ROOMS"
+    assert set(ROOMS) == {room_of(module) for module in SOURCES}, "these rooms are gone: take them out of ROOMS"
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_no_new_arrow(module: str) -> None:
+    assert complaints(module, SOURCES[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_no_stale_arrow(room: str) -> None:
-    found = imports_of(room, SOURCES[room].read_text(encoding="utf-8"))
-    used = {item.target for item in found if item.kind != "type"} - {b for a, b in LAZY if a == room}
-    type_used = {item.target for item in found if item.kind == "type"}
+    used: Set[str] = set()
+    for module, path in SOURCES.items():
+        if room_of(module) == room and path.name != "__init__.py":
+            for item in imports_of(module, path.read_text(encoding="utf-8")):
+                used.add(room_of(item.target) if item.is_ours else item.target)
     allowed = {name for part in ROOMS[room] for name in part.split()}
-    assert allowed - used - type_used == set(), f"{room} no longer imports these: take them out of ROOMS"
-    assert {b for a, b in TYPE_ONLY if a == room} <= type_used
+    assert allowed - used == set(), f"{room} no longer imports these: take them out of ROOMS"
 
 
 def test_arrows_point_down() -> None:
@@ -317,40 +220,54 @@ def test_arrows_point_down() -> None:
         below.add(room)
 
 
-def test_nobody_imports_the_command_line() -> None:
-    for room, path in SOURCES.items():
-        if not is_door(room):
-            targets = [item.target for item in imports_of(room, path.read_text(encoding="utf-8"))]
-            assert not any(is_door(target) for target in targets), f"{room} imports the command line"
+@pytest.mark.xfail(strict=True, reason="vectors and search: the base classes move out next")
+def test_no_circle_between_files() -> None:
+    assert circle_in(arrows_between_files()) == []
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+
+
+def test_folders_stay_small() -> None:
+    counts: Dict[str, int] = {}
+    for path in FOLDER.rglob("*"):
+        parts = path.relative_to(FOLDER).parts
+        if path.suffix in (".py", ".cpp", ".h", ".js") and path.name != "__init__.py" and "tests" not in parts:
+            folder = "/".join(parts[:-1])
+            counts[folder] = counts.get(folder, 0) + ("uplot" not in parts)
+    assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
+
+
+@pytest.mark.parametrize("extra", sorted(ONE_FILE))
+def test_an_extra_lives_in_one_room(extra: str) -> None:
+    users = {
+        room_of(module)
+        for module, path in SOURCES.items()
+        if any(item.target == extra and not item.is_ours for item in imports_of(module, path.read_text("utf-8")))
+    }
+    assert len(users) <= (2 if extra == "rich" else 1), f"{extra} is imported in {sorted(users)}"
 
 
 @pytest.mark.parametrize(
-    ("room", "line", "complaint"),
+    ("module", "line", "complaint"),
     [
-        ("metrics", "from .trainer import judge", "new arrow metrics -> trainer"),
-        ("metrics", "from . import encoder", "new arrow metrics -> encoder"),
-        ("metrics", "def f():\n    import algorithm.semantic_id.rq_vae", "new arrow metrics -> rq_vae"),
-        ("metrics", "from algorithm.semantic_id import SemanticIDEncoder", "new arrow metrics -> __init__"),
-        (
-            "evaluation",
-            "from algorithm.semantic_id.encoder import SemanticIDEncoder",
-            "new arrow evaluation -> encoder",
-        ),
-        ("catalog.table", "from ..encoder import SemanticIDEncoder", "new arrow catalog.table -> encoder"),
-        ("catalog", "from ..trainer import judge", "new arrow catalog -> trainer"),
-        ("decoding.trie", "from ..catalog import Catalog", "new arrow decoding.trie -> catalog"),
-        ("decoding.tokens", "import transformers", "package transformers is not allowed"),
-        ("config", "class C:\n    def f(self):\n        import torch", "package torch is not allowed"),
-        ("trainer", "import pandas as pd", "package pandas is not allowed"),
-        ("codebook", "from rich import print", "package rich is not allowed"),
-        ("vectors", "from .vectors_npy import NpySource", "must stay inside a function"),
-        ("checks", "if TYPE_CHECKING:\n    from .encoder import x", "new type-only arrow checks -> encoder"),
-        ("cli", "import pandas", "the command line may not import pandas"),
+        ("metrics.codes", "from ..trainer import judge", "new arrow metrics -> training"),
+        ("metrics.codes", "from .. import encoder", "new arrow metrics -> model"),
+        ("metrics.codes", "def f():\n    import algorithm.semantic_id.rq_vae", "new arrow metrics -> model"),
+        ("metrics.codes", "from algorithm.semantic_id import SemanticIDEncoder", "new arrow metrics -> base"),
+        ("evaluation.measure", "from algorithm.semantic_id.encoder import x", "new arrow evaluation -> model"),
+        ("catalog.table", "from ..encoder import SemanticIDEncoder", "new arrow catalog -> model"),
+        ("catalog.format.parts", "from ..table import Catalog", "new arrow catalog.format -> catalog"),
+        ("decoding.trie", "from ..catalog import Catalog", "new arrow decoding -> catalog"),
+        ("config", "class C:\n    def f(self):\n        import numpy", "package numpy is not allowed in base"),
+        ("trainer", "import pandas as pd", "package pandas is not allowed in training"),
+        ("codebook", "from rich import print", "package rich is not allowed in model"),
+        ("checks", "if TYPE_CHECKING:\n    from .encoder import x", "new arrow base -> model"),
+        ("encoder", "from .cli.app import main", "new arrow model -> cli"),
+        ("cli.app", "import pandas", "package pandas is not allowed in cli"),
     ],
 )
-def test_this_test_notices_a_new_arrow(room: str, line: str, complaint: str) -> None:
-    source = SOURCES[room].read_text(encoding="utf-8") if room in SOURCES else ""
-    before, after = complaints(room, source), complaints(room, f"{source}\n{line}\n")
+def test_this_test_notices_a_new_arrow(module: str, line: str, complaint: str) -> None:
+    source = SOURCES[module].read_text(encoding="utf-8")
+    before, after = complaints(module, source), complaints(module, f"{source}\n{line}\n")
     assert len(after) == len(before) + 1
     assert complaint in after[-1]
 
@@ -360,17 +277,17 @@ def test_algorithm_stays_a_namespace_package() -> None:
     assert not (FOLDER.parent / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("room", sorted(SOURCES))
-def test_nothing_can_load_a_pickle(room: str) -> None:
-    for node in ast.walk(ast.parse(SOURCES[room].read_text(encoding="utf-8"))):
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_nothing_can_load_a_pickle(module: str) -> None:
+    for node in ast.walk(ast.parse(SOURCES[module].read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
-            assert not {name.split(".")[0] for name in names} & PICKLES, f"{room} line {node.lineno}"
+            assert not {name.split(".")[0] for name in names} & PICKLES, f"{module} line {node.lineno}"
         elif isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save"):
-            pytest.fail(f"{room} line {node.lineno}: {ast.unparse(node)} goes through pickle; use safetensors")
+            pytest.fail(f"{module} line {node.lineno}: {ast.unparse(node)} goes through pickle; use safetensors")
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-            assert isinstance(node.value, ast.Constant), f"{room} line {node.lineno}"
-            assert node.value.value is False, f"{room} line {node.lineno}"
+            assert isinstance(node.value, ast.Constant), f"{module} line {node.lineno}"
+            assert node.value.value is False, f"{module} line {node.lineno}"
 
 
 def test_public_surface_is_small_and_every_name_resolves() -> None:
@@ -383,7 +300,7 @@ def test_public_surface_is_small_and_every_name_resolves() -> None:
         _ = package.no_such_name
 
 
-@pytest.mark.parametrize("module", [PACKAGE, *([f"{PACKAGE}.{DOOR}"] if DOOR in SOURCES else [])])
+@pytest.mark.parametrize("module", [PACKAGE, f"{PACKAGE}.cli"])
 def test_light_imports_stay_light(module: str) -> None:
     # 导入 torch 要一到三秒；`semid --help` 不该等它
     heavy = "{'torch', 'pyarrow', 'numpy', 'safetensors', 'huggingface_hub'}"

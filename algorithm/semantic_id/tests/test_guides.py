@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from algorithm.semantic_id.catalog import encode_catalog
+from algorithm.semantic_id.files.vectors import open_vectors
+from algorithm.semantic_id.tests.catalog.test_catalog import digest
 from algorithm.semantic_id.tests.fake_model import FakeModel
-from algorithm.semantic_id.tests.test_catalog import digest
-from algorithm.semantic_id.vectors import open_vectors
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "cluster.md"
 

@@ -11,8 +11,8 @@ from typing import Any, Dict, List, Tuple
 import pytest
 import typer
 
-from algorithm.semantic_id import cli
-from algorithm.semantic_id.cli_catalog import fill_unique
+from algorithm.semantic_id.cli import app as cli
+from algorithm.semantic_id.cli.catalog_commands import fill_unique
 
 ROOT = Path(__file__).parents[3]
 PAGES = ("README.md", "README.en.md")
@@ -99,8 +99,10 @@ def test_tree_shows_what_exists(page: str) -> None:
     missing = sorted(path for path in shown if not (ROOT / path).exists())
     assert missing == []
     package = ROOT / "algorithm" / "semantic_id"
-    modules = {p.relative_to(ROOT).as_posix() for p in package.glob("*.py") if p.name != "__init__.py"}
-    assert sorted(modules - shown) == [], "draw the new modules into the tree"
+    found = [path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    rooms = {path.relative_to(ROOT).as_posix() for path in found}
+    hidden = {f"algorithm/semantic_id/{name}.py" for name in ("__init__", "__main__")}
+    assert sorted(rooms - hidden - shown) == [], "draw the new rooms into the tree"
 
 
 @pytest.mark.parametrize("page", PAGES)

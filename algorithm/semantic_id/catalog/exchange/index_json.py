@@ -1,0 +1,158 @@
+"""LC-Rec、MiniOneRec 的 `.index.json` ↔ 物品表：`{"0": ["<a_12>", "<b_3>", "<c_9>"], …}`，一个字母一层。
+
+形状字母：N 为物品数，L 为层数。导入的物品表没有模型，清单里的指纹是源文件的 SHA-256；所以能查、能导出、能拿去解码约束，
+但不能 `update`。
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Set
+
+import numpy as np
+import pyarrow as pa
+
+from ...files.durable import sync_folder
+from ..encoding import seal
+from ..encoding.encode import DEFAULT_ROWS_PER_PART
+from ..encoding.shards import plan_shards, shard_name, write_staged
+from ..format.manifest import STAGING_NAME, CatalogError
+from ..format.parts import check_range, full_ids_of, id_table
+from ..format.publish import partial_folder, publish
+from ..table import Catalog
+
+__all__ = ["export_index_json", "import_index_json"]
+
+_TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
+
+
+def import_index_json(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    codebook_sizes: Sequence[int] | None = None,
+    rows_per_part: int = DEFAULT_ROWS_PER_PART,
+) -> Dict[str, Any]:
+    """读 `.index.json`，写成物品表；item_id 是字符串，行序同文件。
+
+    Args:
+        path: 文件。
+        output: 物品表目录，须不存在或为空。
+        codebook_sizes: 各层码本大小；None 取出现过的最大编号加一。
+        rows_per_part: 一个分片多少行。
+
+    Returns:
+        摘要：output, num_items, codebook_sizes, fingerprint, num_shared（与别的物品同 ID 的物品数）。
+
+    Raises:
+        FileNotFoundError: 文件不存在。
+        FileExistsError: 输出已存在。
+        ValueError: 不是这种文件；点名第一个不对的物品。
+    """
+    file, target = Path(path), Path(os.path.realpath(output))
+    if not file.is_file():
+        raise FileNotFoundError(f"index file {str(file)!r} does not exist; give an LC-Rec style .index.json")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"output {str(target)!r} exists; choose another folder")
+    data = file.read_bytes()
+    items, codes = _parse(data, file.name)
+    sizes = tuple(int(top) + 1 for top in codes.max(axis=0)) if codebook_sizes is None else tuple(codebook_sizes)
+    check_range(codes, sizes, file.name, 0)
+    with partial_folder(target, {"features": file.name}, resume=False) as folder:
+        shards = plan_shards(len(items), rows_per_part)
+        for shard in shards:
+            rows = slice(shard.start, shard.stop)
+            table = id_table(pa.array(items[rows], pa.string()), codes[rows])
+            note = {"rows": 0, "error_sum": []}
+            write_staged(folder / STAGING_NAME / shard_name(shard), table, note)
+        manifest = seal.seal(
+            folder,
+            folder / STAGING_NAME,
+            shards,
+            sizes=sizes,
+            fingerprint=hashlib.sha256(data).hexdigest(),
+            features=f"{file.name} ({len(items)} items, imported)",
+            unique="none",
+            dim=1,
+        )
+        publish(folder, target)
+        shutil.rmtree(target / STAGING_NAME)
+    _, counts = np.unique(codes, axis=0, return_counts=True)
+    return {
+        "output": os.fspath(output),
+        "num_items": len(items),
+        "codebook_sizes": list(sizes),
+        "fingerprint": manifest["model_fingerprint"],
+        "num_shared": int(counts[counts > 1].sum()),
+    }
+
+
+def export_index_json(catalog: Catalog, path: str | os.PathLike[str], *, overwrite: bool = False) -> Dict[str, Any]:
+    """写 `.index.json`；去重位接在最后，作为下一个字母。逐分片写，内存只占一个分片。
+
+    Raises:
+        FileExistsError: 文件已存在而没有 overwrite。
+        ValueError: 层数超过字母表，或编号是字节串。
+    """
+    target = Path(path)
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise FileExistsError(f"output file {str(target)!r} exists; pass --overwrite to replace it or choose another")
+    if len(catalog.id_columns) > 26:
+        raise ValueError(f"an ID of {len(catalog.id_columns)} codes has no letter for each; .index.json allows 26")
+    if pa.types.is_binary(catalog.id_type) or pa.types.is_fixed_size_binary(catalog.id_type):
+        raise ValueError("item ids are bytes, which JSON cannot hold; encode with string or integer ids")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    letters = [chr(ord("a") + i) for i in range(len(catalog.id_columns))]
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write("{")
+            comma = ""
+            for table in catalog.tables():
+                for item, row in zip(table.column("item_id").to_pylist(), full_ids_of(table).tolist(), strict=True):
+                    tokens = [f"<{letter}_{code}>" for letter, code in zip(letters, row, strict=True)]
+                    file.write(f"{comma}{json.dumps(str(item), ensure_ascii=False)}: {json.dumps(tokens)}")
+                    comma = ", "
+            file.write("}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+    return {"output": os.fspath(path), "num_items": catalog.num_items}
+
+
+def _parse(data: bytes, name: str) -> tuple[List[str], np.ndarray]:
+    """字节 → 物品编号与 (N, L) 编码。"""
+    try:
+        pairs = json.loads(data, object_pairs_hook=list)  # 字典会悄悄吞掉重复的键
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON: {error}") from None
+    if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, tuple) for pair in pairs):
+        raise ValueError(
+            f'{name} must hold a JSON object like {{"0": ["<a_1>", "<b_2>", "<c_3>"]}} with at least one item'
+        )
+    items, codes, levels = [], [], None
+    for item, tokens in pairs:
+        found = [_TOKEN.fullmatch(token) if isinstance(token, str) else None for token in tokens or [None]]
+        good = [match for match in found if match]
+        letters = "".join(match[1] for match in good)
+        levels = len(letters) if levels is None else levels
+        if len(good) != len(found) or letters != "abcdefghijklmnopqrstuvwxyz"[:levels]:
+            raise ValueError(
+                f"{name} item {item!r} has tokens {tokens!r}; every item needs the same levels, written <a_0>, <b_0>, …"
+            )
+        items.append(item)
+        codes.append([int(match[2]) for match in good])
+    if len(set(items)) != len(items):
+        seen: Set[str] = set()
+        twice = next(item for item in items if item in seen or seen.add(item))  # type: ignore[func-returns-value]
+        raise CatalogError(f"{name} has item {twice!r} twice; item ids must be unique")
+    return items, np.array(codes, np.int32)

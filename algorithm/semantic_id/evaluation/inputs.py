@@ -1,0 +1,285 @@
+"""评估要读的别的文件：别人的编码、物品信息、用户行为；在门口对齐到特征的行，对不上的报错或数清楚。
+
+形状字母：N 物品数，L 层数，P 物品对数。只读；各文件的格式写在 `docs/guides/evaluate.md`。
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, List, NamedTuple, Tuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..files.vectors import VectorSource, one_line
+from ..files.vectors_npy import NpyFile
+
+__all__ = ["Interactions", "ItemFacts", "read_codes", "read_interactions", "read_item_facts", "source_ids"]
+
+
+class ItemFacts(NamedTuple):
+    """与特征逐行对齐的物品信息。
+
+    Attributes:
+        titles: (N,) string，可以为空；文件没有 title 列时为 None。
+        labels: (N,) string，可以为空；没有要标签时为 None。
+        num_missing: 物品信息里没有的物品数。
+    """
+
+    titles: pa.Array | None
+    labels: pa.Array | None
+    num_missing: int
+
+
+class Interactions(NamedTuple):
+    """物品对，行号指向特征。
+
+    Attributes:
+        pairs: (P, 2) int64，两个不同的物品。
+        population: 这些对是哪些，英文短语，写进结果。
+        num_users: 用户数。
+        num_unknown: 行为里有、特征里没有的物品编号出现的次数；牵涉到的对不算。
+    """
+
+    pairs: np.ndarray
+    population: str
+    num_users: int
+    num_unknown: int
+
+
+def source_ids(source: VectorSource) -> pa.Array:
+    """(N,) 全部物品编号。"""
+    return pa.concat_arrays(list(source.id_blocks()))
+
+
+def read_codes(path: Path, source: VectorSource, id_column: str) -> np.ndarray:
+    """别人的编码：整数 `.npy` (N, L)，或含 l1…lL 的 Parquet。
+
+    Args:
+        path: 文件。
+        source: 特征；行数须相同。Parquet 里有编号列、特征也有时，按编号对齐，否则按行序。
+        id_column: 编号列的名字。
+
+    Returns:
+        (N, L) int32。
+
+    Raises:
+        FileNotFoundError: 文件不存在。
+        TypeError: 不是整数。
+        ValueError: 行数不同、列不齐、有空值或负数、编号对不上。
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"codes path {str(path)!r} does not exist; give an integer .npy or a .parquet file")
+    if path.suffix == ".npy":
+        file = NpyFile(path)
+        if file.dtype.kind not in "iu":
+            raise TypeError(f"{path.name} must have an integer dtype, got {file.dtype}; give codes, not vectors")
+        codes = np.concatenate([block for _, block in file.blocks(1 << 16)])
+        _same_rows(len(codes), source, path)
+    elif path.suffix == ".parquet":
+        table = _read_table(path)
+        codes = _code_columns(table, path)
+        _same_rows(len(codes), source, path)
+        if source.has_ids and id_column in table.column_names:
+            codes = codes[_places(table, path, source, id_column)]
+    else:
+        raise ValueError(f"codes file {str(path)!r} has unknown extension {path.suffix!r}; use .npy or .parquet")
+    if codes.min() < 0 or codes.max() >= 2**31:
+        row = int(((codes < 0) | (codes >= 2**31)).any(axis=1).argmax())
+        raise ValueError(f"{path.name} row {row} has codes {codes[row].tolist()}; codes must be in [0, 2**31)")
+    return codes.astype(np.int32)
+
+
+def read_item_facts(
+    path: Path, source: VectorSource, *, label_column: str | None, id_column: str, title_column: str = "title"
+) -> ItemFacts:
+    """物品信息：Parquet，编号列（没有则行序须与特征相同）、可选的 title 列与标签列。
+
+    Args:
+        path: Parquet 文件。
+        source: 特征。
+        label_column: 标签列；None 为不要标签。
+        id_column: 编号列的名字。
+        title_column: 标题列的名字。
+
+    Raises:
+        FileNotFoundError: 文件不存在。
+        TypeError: 标签列不是字符串或整数。
+        ValueError: 没有这一列（列出有哪些列）、行数不同而又没有编号列、没有一个编号对得上。
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"items path {str(path)!r} does not exist; give a .parquet file")
+    schema = _schema(path)
+    if label_column is not None and label_column not in schema.names:
+        raise ValueError(f"{path.name} has no column {label_column!r}; columns present: {', '.join(schema.names)}")
+    if label_column is not None and not _is_label(schema.field(label_column).type):
+        kind = schema.field(label_column).type
+        raise TypeError(f"{path.name} column {label_column!r} has type {kind}; labels must be strings or integers")
+    wanted = [name for name in {id_column, title_column, label_column or title_column} if name in schema.names]
+    table = _read_table(path, wanted)
+    places, missing = np.arange(source.num_rows), 0
+    if id_column in table.column_names:
+        places = _lookup(table.column(id_column), source_ids(source))
+        missing = int((places < 0).sum())
+        if missing == source.num_rows:
+            raise ValueError(
+                f"no {id_column} of {path.name} is an item of {source.description}; "
+                "give the file of the same catalog, or choose the column with --id-column"
+            )
+    else:
+        _same_rows(table.num_rows, source, path)
+    rows = pa.array(np.where(places < 0, 0, places), mask=places < 0)
+    titles = _text(table, title_column, rows) if title_column in table.column_names else None
+    labels = _text(table, label_column, rows) if label_column is not None else None
+    if labels is not None and labels.null_count == len(labels):
+        raise ValueError(f"{path.name} column {label_column!r} has no label for any item")
+    return ItemFacts(titles, labels, missing)
+
+
+def read_interactions(path: Path, source: VectorSource, id_column: str = "item_id") -> Interactions:
+    """用户行为 → 先后相邻的物品对。
+
+    两种 Parquet：一行一个用户（train_items 列表，可选 valid_item、test_item），或一行一次行为（user_id、物品编号列，
+    按时间排好）。有 valid_item 与 test_item 时只用这一对，它没有参与过训练；否则用全部相邻的对。
+
+    Args:
+        path: Parquet 文件。
+        source: 特征；编号列决定怎样认物品，没有则编号就是行号。
+        id_column: 一行一次行为时的物品编号列。
+
+    Raises:
+        FileNotFoundError: 文件不存在。
+        TypeError: 编号的类型与特征的不同。
+        ValueError: 列不齐，或没有一对两个物品都在特征里。
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"interactions path {str(path)!r} does not exist; give a .parquet file")
+    table = _read_table(path)
+    names = table.column_names
+    if {"valid_item", "test_item"} <= set(names):
+        left, right = (table.column(name).combine_chunks() for name in ("valid_item", "test_item"))
+        population, users = "held-out pairs (valid_item, test_item)", table.num_rows
+    elif "train_items" in names:
+        left, right, users = _steps_of_lists(table, path)
+        population = "consecutive items of train_items"
+    elif {"user_id", id_column} <= set(names):
+        left, right, users = _steps_of_rows(table, id_column)
+        population = "consecutive rows of a user"
+    else:
+        raise ValueError(
+            f"{path.name} needs train_items (one row a user) or user_id and {id_column} (one row an interaction); "
+            f"columns present: {', '.join(names)}"
+        )
+    known = source_ids(source)
+    both = np.stack([_lookup(pa.chunked_array([known]), _cast(ids, known.type, path)) for ids in (left, right)], axis=1)
+    unknown = int((both < 0).sum())
+    pairs = both[(both >= 0).all(axis=1) & (both[:, 0] != both[:, 1])]
+    if len(pairs) == 0:
+        raise ValueError(
+            f"{path.name} has no pair of two different items of {source.description}: {unknown} of {both.size} item "
+            "ids are unknown; give the interactions of the same catalog"
+        )
+    return Interactions(pairs, population, users, unknown)
+
+
+def _steps_of_lists(table: pa.Table, path: Path) -> Tuple[pa.Array, pa.Array, int]:
+    """一行一个用户 → 列表里前后相邻的两个。"""
+    column = table.column("train_items").combine_chunks()
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise TypeError(f"{path.name} column 'train_items' has type {column.type}; a list of item ids is needed")
+    flat, owner = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
+    same = pa.array(owner[1:] == owner[:-1])
+    return flat.slice(0, max(len(flat) - 1, 0)).filter(same), flat.slice(1).filter(same), len(column)
+
+
+def _steps_of_rows(table: pa.Table, id_column: str) -> Tuple[pa.Array, pa.Array, int]:
+    """一行一次行为 → 同一用户前后相邻的两行；文件里的先后就是时间。"""
+    users = table.column("user_id").combine_chunks().dictionary_encode()
+    numbers = users.indices.to_numpy(zero_copy_only=False)
+    order = np.argsort(numbers, kind="stable")
+    items, owner = table.column(id_column).combine_chunks().take(pa.array(order)), numbers[order]
+    same = pa.array(owner[1:] == owner[:-1])
+    return items.slice(0, max(len(items) - 1, 0)).filter(same), items.slice(1).filter(same), len(users.dictionary)
+
+
+def _places(table: pa.Table, path: Path, source: VectorSource, id_column: str) -> np.ndarray:
+    """特征的每一行在文件的哪一行；须一一对应。"""
+    places = _lookup(table.column(id_column), source_ids(source))
+    if (places < 0).any() or len(np.unique(places)) != len(places):
+        row = int((places < 0).argmax())
+        raise ValueError(
+            f"{path.name} and {source.description} do not hold the same items: "
+            f"{int((places < 0).sum())} items have no codes, the first in row {row}"
+        )
+    return places
+
+
+def _lookup(haystack: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
+    """(n,) int64：每个编号在 haystack 的第几行，没有的是 −1；类型不同（例如整数对字符串）时都没有。"""
+    try:
+        found = pc.index_in(ids, value_set=haystack.cast(ids.type).combine_chunks())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return np.full(len(ids), -1, dtype=np.int64)
+    return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _cast(ids: pa.Array, kind: pa.DataType, path: Path) -> pa.Array:
+    """行为里的编号 → 特征的编号类型。"""
+    if pa.types.is_integer(ids.type) == pa.types.is_integer(kind):
+        try:
+            return ids.cast(kind)
+        except pa.ArrowInvalid:
+            pass
+    raise TypeError(f"{path.name} has item ids of type {ids.type}, but the features have {kind}; make them agree")
+
+
+def _text(table: pa.Table, name: str, rows: pa.Array) -> pa.Array:
+    """一列，对齐之后转成字符串；没有的行为空。"""
+    column = table.column(name).combine_chunks()
+    return column.take(rows).cast(pa.string())
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
+
+
+def _code_columns(table: pa.Table, path: Path) -> np.ndarray:
+    """l1…lL 列，从 1 连着数。"""
+    names: List[str] = []
+    while f"l{len(names) + 1}" in table.column_names:
+        names.append(f"l{len(names) + 1}")
+    if not names:
+        raise ValueError(f"{path.name} has no column 'l1'; columns present: {', '.join(table.column_names)}")
+    for name in names:
+        column = table.column(name)
+        if not pa.types.is_integer(column.type):
+            raise TypeError(f"{path.name} column {name!r} has type {column.type}; codes must be integers")
+        if column.null_count:
+            raise ValueError(f"{path.name} column {name!r} has {column.null_count} nulls; every item needs a code")
+    return np.stack([table.column(name).to_numpy().astype(np.int64) for name in names], axis=1)
+
+
+def _same_rows(rows: int, source: VectorSource, path: Path) -> None:
+    if rows != source.num_rows:
+        raise ValueError(
+            f"{path.name} has {rows} rows, but {source.description} has {source.num_rows}; "
+            "both must hold the same items in the same order"
+        )
+
+
+def _schema(path: Path) -> Any:
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
+
+
+def _read_table(path: Path, columns: List[str] | None = None) -> pa.Table:
+    _schema(path)
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}; copy it again") from None

@@ -1,0 +1,287 @@
+"""`semid evaluate`、`semid advise`：输入的门、从命令到目录、图例齐全、每条体检都能惹出来。"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_codebook
+from algorithm.semantic_id.cli import app as cli
+from algorithm.semantic_id.evaluation.folder import read_evaluation_folder
+from algorithm.semantic_id.evaluation.inputs import read_codes, read_interactions, read_item_facts
+from algorithm.semantic_id.evaluation.legend import METRIC_KEYS, legend_of
+from algorithm.semantic_id.evaluation.sentences import SENTENCES
+from algorithm.semantic_id.evaluation.verdicts import judge_health, problems
+from algorithm.semantic_id.files.vectors import open_vectors
+
+N, D = 400, 8
+RNG = np.random.default_rng(3)
+TOPIC = RNG.integers(0, 6, N)
+X = (RNG.normal(0, 3, (6, D))[TOPIC] + RNG.normal(0, 1, (N, D))).astype(np.float32)
+IDS = [f"i{n}" for n in range(N)]
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def run_json(capsys, *arguments):
+    code, out, err = run(capsys, *arguments, "--json")
+    assert (code, err) == (0, ""), err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), D)
+    facts = {"item_id": IDS, "title": [f"<b>{n}" for n in range(N)], "topic": TOPIC, "embedding": embedding}
+    pq.write_table(pa.table(facts), folder / "x.parquet")
+    pq.write_table(pa.table({**facts, "embedding": pa.FixedSizeListArray.from_arrays(pa.array(X.ravel() * 3), D)}),
+                   folder / "far.parquet")  # fmt: skip
+    order = RNG.permutation(N)
+    shuffled = pa.table({"item_id": [IDS[i] for i in order], "name": order, "topic": TOPIC[order].astype(str)})
+    pq.write_table(shuffled, folder / "facts.parquet")
+    same = [[IDS[j] for j in np.flatnonzero(TOPIC == TOPIC[i])[:4]] for i in range(60)]
+    pq.write_table(pa.table({"user_id": range(60), "train_items": same}), folder / "users.parquet")
+    encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=D, codebook_sizes=(6, 8)))
+    train_codebook(encoder, X, 2, output_dir=folder / "model", progress=False)
+    np.save(folder / "codes.npy", encoder.encode_codes(torch.from_numpy(X)).numpy())
+    assert cli.main(["encode", f"{folder}/model", f"{folder}/x.parquet", "--output", f"{folder}/catalog",
+                     "--unique", "-q"]) == 0  # fmt: skip
+    return folder
+
+
+def test_everything_at_once(room, capsys, tmp_path):
+    got = run_json(
+        capsys, "evaluate", room / "model", room / "x.parquet", "--labels", "topic", "--interactions",
+        room / "users.parquet", "--catalog", room / "catalog", "--unseen", room / "far.parquet", "--output",
+        tmp_path / "e",
+    )  # fmt: skip
+    assert got["num_items"] == got["num_in_catalog"] == N
+    assert got["collision_rate"] > 0.5
+    assert got["assigned_collision_rate"] == got["assigned_changed_rate"] == got["num_not_in_catalog"] == 0
+    assert got["level_relative_mse"] == sorted(got["level_relative_mse"], reverse=True)
+    # 隐空间为恒等时，逐层误差的最后一个就是相对误差
+    assert got["level_relative_mse"][-1] == pytest.approx(got["relative_mse"], rel=1e-4)
+    assert got["prefix_mean_relative_mse"][-1] <= got["relative_mse"]
+    assert got["neighbour_share"][0] > 3 * got["prefix_chance"][0]
+    assert got["label_purity"][0] > got["label_purity_chance"][0] + 0.2
+    assert got["co_consumption_lift"][0] > 2
+    assert got["generalisation_ratio"] > 1
+    assert got["sampled"] == {"neighbour_share": None, "embedding_hit_rate": None, "prefix_mean_relative_mse": None}
+    # 图例不多不少
+    evaluation, items, codewords = read_evaluation_folder(tmp_path / "e")
+    measured = {key for key in got if key in METRIC_KEYS and got[key] is not None}
+    assert {entry["key"] for entry in evaluation["legend"]} == measured
+    assert evaluation["name"] == "e"
+    for entry in legend_of(dict.fromkeys(METRIC_KEYS, 1)):
+        assert all(
+            entry[field] for field in ("key", "zh", "en", "definition_zh", "definition_en", "range", "population")
+        )
+    assert set(got) - set(METRIC_KEYS) - set(evaluation["metrics"]) <= {
+        "num_items", "codebook_sizes", "verdicts", "sampled", "fingerprint", "features", "output"
+    }  # fmt: skip
+    assert items.column("title").to_pylist()[3] == "<b>3"
+    assert items.column("label").to_pylist() == [str(t) for t in TOPIC]
+    assert "suffix" in items.column_names
+    assert np.mean(items.column("error").to_numpy()) == pytest.approx(got["relative_mse"], rel=1e-5)
+    assert sum(codewords.column("count").to_pylist()) == 2 * N
+    # 第二次写要 --overwrite
+    code, _, err = run(capsys, "evaluate", room / "model", room / "x.parquet", "--output", tmp_path / "e", "-q")
+    assert code == 2
+    assert "--overwrite" in err
+    again = run_json(capsys, "evaluate", room / "model", room / "x.parquet", "--output", tmp_path / "e", "--overwrite")
+    assert again["relative_mse"] == got["relative_mse"]
+    assert read_evaluation_folder(tmp_path / "e")[0]["metrics"].get("label_purity") is None
+
+
+def test_codes_without_a_model(room, capsys, tmp_path):
+    ours = run_json(capsys, "evaluate", room / "model", room / "x.parquet")
+    got = run_json(capsys, "evaluate", "--codes", room / "codes.npy", room / "x.parquet", "--output", tmp_path / "e")
+    assert (got["reconstruction"], got["fingerprint"], got["codebook_sizes"]) == ("additive_means", None, [6, 8])
+    assert got["relative_mse"] == pytest.approx(ours["relative_mse"], rel=0.15)
+    for key in (
+        "utilization",
+        "perplexity",
+        "neighbour_share",
+        "collision_rate",
+        "id_gini",
+        "prefix_mean_relative_mse",
+    ):
+        assert got[key] == pytest.approx(ours[key])
+    assert read_evaluation_folder(tmp_path / "e")[1].column("error").null_count == 0
+    wide = run_json(capsys, "evaluate", "--codes", room / "codes.npy", room / "x.parquet", "--codebook-sizes", "60,8")
+    assert wide["dead_codes"] == [54, 0]
+    code, out, _ = run(capsys, "evaluate", "--codes", room / "codes.npy", room / "x.parquet", "--lang", "en")
+    assert code == 0
+    assert "no decoder" in out
+
+
+def test_command_doors(room, capsys, tmp_path):
+    np.save(tmp_path / "short.npy", np.zeros((3, 2), np.int64))
+    np.save(tmp_path / "huge.npy", np.full((N, 2), 2**30))
+    np.save(tmp_path / "float.npy", np.zeros((N, 2)))
+    model, x, codes = room / "model", room / "x.parquet", room / "codes.npy"
+    for arguments, text in (
+        ((model,), "needs MODEL and FEATURES"),
+        (("--codes", codes, model, x), "leave MODEL out"),
+        (("--codes", tmp_path / "short.npy", x), "short.npy has 3 rows, but x.parquet (400 x 8"),
+        (("--codes", tmp_path / "huge.npy", x), "renumber the codes of each level from 0"),
+        (("--codes", tmp_path / "float.npy", x), "must have an integer dtype"),
+        (("--codes", tmp_path / "none.npy", x), "does not exist"),
+        (("--codes", codes, x, "--codebook-sizes", "5,8"), "need at least 6,8"),
+        (("--codes", codes, x, "--unseen", x), "--unseen needs a MODEL"),
+        ((model, x, "--codebook-sizes", "6,8"), "only for --codes"),
+        ((model, x, "--labels", "brand"), "no column 'brand'; columns present: item_id, title, topic, embedding"),
+        ((model, x, "--labels", "embedding"), "labels must be strings or integers"),
+        ((model, x, "--interactions", x), "needs train_items"),
+        ((model, x, "--items", tmp_path / "none.parquet"), "does not exist"),
+        ((model, x, "--catalog", tmp_path / "none"), "does not exist"),
+        ((model, x, "--unseen", room / "codes.npy"), "dtype"),
+    ):
+        code, out, err = run(capsys, "evaluate", *arguments, "--output", tmp_path / "out")
+        assert (code, out) == (2, ""), arguments
+        assert text in err, (arguments, err)
+        assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_advise_command(room, capsys):
+    got = run_json(capsys, "advise", room / "x.parquet", "--levels", "2")
+    assert len(got["codebook_sizes"]) == 2
+    code, out, _ = run(capsys, "advise", room / "x.parquet", "--levels", "2", "--lang", "en")
+    assert code == 0
+    assert "--codebook-sizes " + ",".join(map(str, got["codebook_sizes"])) in out
+    assert "use 1..8" in run(capsys, "advise", room / "x.parquet", "--levels", "9")[2]
+
+
+def test_facts_are_joined_by_id_whatever_the_order(room, tmp_path):
+    source = open_vectors(room / "x.parquet")
+    facts = read_item_facts(
+        room / "facts.parquet", source, label_column="topic", id_column="item_id", title_column="name"
+    )
+    assert facts.labels.to_pylist() == [str(t) for t in TOPIC]
+    assert facts.titles.to_pylist() == [str(n) for n in range(N)]
+    part = pq.read_table(room / "facts.parquet").slice(0, 100)
+    pq.write_table(part, tmp_path / "part.parquet")
+    facts = read_item_facts(tmp_path / "part.parquet", source, label_column="topic", id_column="item_id")
+    assert facts.num_missing == 300
+    assert facts.labels.null_count == 300
+    pq.write_table(part.drop_columns(["item_id"]), tmp_path / "bare.parquet")
+    with pytest.raises(ValueError, match=r"bare.parquet has 100 rows, but .* has 400"):
+        read_item_facts(tmp_path / "bare.parquet", source, label_column="topic", id_column="item_id")
+    strange = part.set_column(0, "item_id", pa.array([f"z{n}" for n in range(100)]))
+    pq.write_table(strange, tmp_path / "strange.parquet")
+    with pytest.raises(ValueError, match="no item_id of strange.parquet is an item"):
+        read_item_facts(tmp_path / "strange.parquet", source, label_column="topic", id_column="item_id")
+
+
+def test_parquet_codes_follow_the_ids(room, tmp_path):
+    source = open_vectors(room / "x.parquet")
+    codes = np.load(room / "codes.npy")
+    order = RNG.permutation(N)
+    table = pa.table({"item_id": [IDS[i] for i in order], "l1": codes[order, 0], "l2": codes[order, 1]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert (read_codes(tmp_path / "c.parquet", source, "item_id") == codes).all()
+    pq.write_table(table.set_column(0, "item_id", pa.array(["i0"] * N)), tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="do not hold the same items: 399 items have no codes"):
+        read_codes(tmp_path / "twice.parquet", source, "item_id")
+    with pytest.raises(ValueError, match="no column 'l1'"):
+        read_codes(room / "facts.parquet", source, "item_id")
+    np.save(tmp_path / "minus.npy", codes - 1)
+    with pytest.raises(ValueError, match=r"codes must be in \[0, 2\*\*31\)"):
+        read_codes(tmp_path / "minus.npy", source, "item_id")
+
+
+def test_interactions_by_hand(tmp_path):
+    source = open_vectors(X[:5])  # 没有编号列：编号就是行号
+    lists = {"train_items": [[0, 1, 1, 2], [3], [], [9, 4, 0]]}
+    pq.write_table(pa.table(lists), tmp_path / "lists.parquet")
+    got = read_interactions(tmp_path / "lists.parquet", source)
+    assert got.pairs.tolist() == [[0, 1], [1, 2], [4, 0]]  # 自己对自己的不算，9 不认识
+    assert (got.num_users, got.num_unknown, got.population) == (4, 1, "consecutive items of train_items")
+    rows = {"user_id": ["b", "a", "b", "a"], "item_id": [0, 1, 2, 3]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    assert read_interactions(tmp_path / "rows.parquet", source).pairs.tolist() == [[0, 2], [1, 3]]
+    pq.write_table(
+        pa.table({**lists, "valid_item": [1, 2, 3, 8], "test_item": [4, 2, 0, 1]}), tmp_path / "held.parquet"
+    )
+    held = read_interactions(tmp_path / "held.parquet", source)
+    assert (held.pairs.tolist(), held.num_unknown) == ([[1, 4], [3, 0]], 1)
+    assert held.population.startswith("held-out")
+    pq.write_table(pa.table({"valid_item": [8], "test_item": [9]}), tmp_path / "strangers.parquet")
+    with pytest.raises(ValueError, match="2 of 2 item ids are unknown"):
+        read_interactions(tmp_path / "strangers.parquet", source)
+    pq.write_table(pa.table({"train_items": [["a", "b"]]}), tmp_path / "text.parquet")
+    with pytest.raises(TypeError, match="item ids of type string, but the features have int64"):
+        read_interactions(tmp_path / "text.parquet", source)
+
+
+HEALTHY = {
+    "num_items": 1000, "codebook_sizes": [16, 256], "utilization": [1.0, 1.0], "perplexity": [12.0, 200.0],
+    "collision_rate": 0.01, "max_collision": 2, "relative_mse": 0.4, "duplicate_rate": 0.0,
+    "level_relative_mse": [0.7, 0.4], "neighbour_share": [0.6, 0.1], "prefix_chance": [0.07, 0.001],
+    "label_purity": [0.8, 0.9], "label_purity_chance": [0.3, 0.5], "num_labels": 5, "co_consumption_lift": [4.0, 9.0],
+    "embedding_hit_rate_10": 0.06, "embedding_hit_rate_10_chance": 0.01, "reconstruction_hit_rate_10": 0.05,
+    "unseen_relative_mse": 0.42, "generalisation_ratio": 1.05, "assigned_collision_rate": 0.0, "num_not_in_catalog": 0,
+}  # fmt: skip
+
+PROVOKED = [
+    ({"num_items": 20}, "fewer_items_than_codewords", "watch", "20"),
+    ({"utilization": [1.0, 0.3]}, "utilization_low", "bad", "30.0%"),
+    ({"perplexity": [12.0, 12.0]}, "perplexity_low", "bad", "12"),
+    ({"perplexity": [12.0, 30.0]}, "perplexity_low", "watch", "L2"),
+    ({"collision_rate": 0.25, "max_collision": 7}, "collisions_high", "watch", "7"),
+    ({"collision_rate": 0.5}, "collisions_high", "bad", "50.0%"),
+    ({"collision_rate": 0.25, "duplicate_rate": 0.2}, "duplicates", "watch", "20.0%"),
+    ({"assigned_collision_rate": 0.03}, "catalog_not_unique", "bad", "3.0%"),
+    ({"num_not_in_catalog": 7}, "catalog_incomplete", "watch", "7"),
+    ({"relative_mse": 0.95}, "error_high", "bad", "0.95"),
+    ({"level_relative_mse": [0.4, 0.396]}, "level_idle", "watch", "L2"),
+    ({"neighbour_share": [0.08, 0.0]}, "hierarchy_weak", "bad", "8.0%"),
+    ({"neighbour_share": [0.15, 0.0]}, "hierarchy_weak", "watch", "7.0%"),
+    ({"label_purity": [0.32, 0.9]}, "labels_ignored", "watch", "0.30"),
+    ({"co_consumption_lift": [1.05, None]}, "behaviour_weak", "bad", "1.05"),
+    ({"co_consumption_lift": [1.3, 2.0]}, "behaviour_weak", "watch", "1.30"),
+    (
+        {"co_consumption_lift": [5.4, 9.0], "codebook_sizes": [256, 256], "perplexity": [200.0, 200.0]},
+        "behaviour_thin", "watch", "5.4",
+    ),
+    ({"embedding_hit_rate_10": 0.015}, "features_without_behaviour", "watch", "1.50%"),
+    ({"reconstruction_hit_rate_10": 0.02}, "hit_rate_lost", "watch", "2.00%"),
+    ({"generalisation_ratio": 1.5, "unseen_relative_mse": 0.6}, "generalisation_gap", "watch", "1.50"),
+    ({"generalisation_ratio": 2.5, "unseen_relative_mse": 1.0}, "generalisation_gap", "bad", "1.00"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "code", "severity", "number"), PROVOKED)
+def test_each_verdict_names_cause_and_cure(changes, code, severity, number):
+    (verdict,) = problems(judge_health({**HEALTHY, **changes}))
+    assert (verdict.code, verdict.severity) == (code, severity)
+    assert verdict.metric in METRIC_KEYS
+    assert number in verdict.zh
+    assert number in verdict.en
+
+
+def test_few_codes_are_not_held_to_the_lift_of_many_and_behaviour_speaks_first():
+    few = {**HEALTHY, "co_consumption_lift": [5.4, 9.0]}  # L1 只有 16 个码字
+    assert not problems(judge_health(few))
+    assert judge_health(few)[0].metric == "co_consumption_lift"
+
+
+def test_every_sentence_is_provoked_and_healthy_figures_are_ok():
+    verdicts = judge_health(HEALTHY, {"holdout_relative_mse": 0.4})
+    assert {verdict.severity for verdict in verdicts} == {"ok"}
+    (drift,) = problems(judge_health(HEALTHY, {"holdout_relative_mse": 0.3}))
+    assert (drift.code, drift.severity) == ("drift", "watch")
+    seen = {verdict.code for verdict in verdicts} | {code for _, code, _, _ in PROVOKED} | {"drift"}
+    assert seen == set(SENTENCES)
+    assert len({verdict.metric for verdict in verdicts}) == len(verdicts) == 9

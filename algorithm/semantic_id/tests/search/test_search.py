@@ -1,0 +1,475 @@
+"""最近码字搜索：每条路径都与测试里独立写的 float64 穷举逐个核对，答案只由（行，码本）决定。"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder
+from algorithm.semantic_id.search import native, tiles
+from algorithm.semantic_id.search.prepared import nearest, prepare
+
+PATHS = ("numpy", "torch", *native.available())
+
+
+@pytest.fixture(params=(*PATHS, "torch bfloat16"))
+def path(request, monkeypatch):
+    """`torch bfloat16` 是 CUDA 走的路：CPU 没有 float32 累加的 bfloat16 乘积，用舍入之后的 float32 乘积代替。"""
+    name, *mixed = request.param.split()
+    monkeypatch.setenv("SEMID_SEARCH", name)
+    if mixed:
+
+        def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+            torch.mm(a.float(), b.float(), out=out)
+
+        monkeypatch.setattr(tiles, "mixed_product", lambda device: product)
+    return name
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """torch 自己的线程在繁忙的机器上空转等待，与被测的东西无关；多线程由用例显式要求。"""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def brute_force(x: torch.Tensor, weight: torch.Tensor) -> list[int]:
+    """定义的直译：float64，16 路，每路按 d 递增累加，再 8、4、2、1 折半；并列取最低编号。"""
+    rows, codes = x.double().numpy(), weight.double().numpy()
+    out = []
+    for row in rows:
+        lanes = np.zeros((len(codes), 16))
+        for d in range(codes.shape[1]):
+            gap = row[d] - codes[:, d]
+            lanes[:, d % 16] += gap * gap
+        for half in (8, 4, 2, 1):
+            lanes = lanes[:, :half] + lanes[:, half:]
+        out.append(int(np.argmin(lanes[:, 0])))
+    return out
+
+
+def gaussian(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def near_ties(weight: torch.Tensor, count: int, seed: int = 1) -> torch.Tensor:
+    """两个码字的中点：float32 的得分分不出谁近。"""
+    generator = torch.Generator().manual_seed(seed)
+    i, j = torch.randint(len(weight), (2, count), generator=generator)
+    return (weight[i] + weight[j]) / 2
+
+
+# ---- 与定义一致 ----
+
+SHAPES = [(1, 1), (1, 40), (2, 3), (33, 1), (31, 17), (32, 16), (257, 100), (1000, 31), (1100, 260)]
+
+
+@pytest.mark.parametrize(("size", "width"), SHAPES)
+def test_agrees_with_brute_force(path, size, width):
+    weight = gaussian(size, width)
+    x = torch.cat([gaussian(60, width, seed=2), near_ties(weight, 60), weight[:20]])
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e-9, 1.0, 1e6, 1e12, 1e14])
+def test_every_scale(path, scale):
+    weight = gaussian(150, 40, scale=scale)
+    x = torch.cat([gaussian(40, 40, seed=2, scale=scale), near_ties(weight, 40)])
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+@pytest.mark.parametrize("odd", [1e6, 1e15, 1e20, 3e38])
+def test_a_giant_codeword_beside_ordinary_ones(path, odd):
+    """float32 的 ‖c‖² 会溢出成 inf；也不该让其余码字的候选泛滥成错。"""
+    weight = gaussian(200, 24)
+    weight[77] = odd
+    x = torch.cat([gaussian(30, 24, seed=2), near_ties(weight[:70], 30), torch.full((1, 24), 1e15)])
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+def test_many_exact_ties_go_to_the_lowest_index(path):
+    """±e_i 到原点全部等距：候选多到放不下，仍然答 0。"""
+    weight = torch.cat([torch.eye(100), -torch.eye(100)])
+    x = torch.cat([torch.zeros(50, 100), gaussian(50, 100, seed=2)])
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+@pytest.mark.parametrize("size", [3, 20, 200])
+def test_rounding_of_the_definition_decides(path, size):
+    """坐标互为排列的码字到常向量在数学上等距，谁近只看 float64 求和的次序：换一种次序就换一个答案。"""
+    base, generator = gaussian(48, seed=6), torch.Generator().manual_seed(7)
+    weight = torch.stack([base[torch.randperm(48, generator=generator)] for _ in range(size)])
+    x = torch.linspace(-1, 1, 60)[:, None].expand(60, 48)
+    want = brute_force(x, weight)
+    assert len(set(want)) > 1
+    assert nearest(x, prepare(weight)).tolist() == want
+
+
+def test_all_codewords_are_giants(path):
+    """‖c‖² 在 float32 里全是 inf：没有提名，只有定义。"""
+    weight = gaussian(70, 24, scale=1e20)
+    x = torch.cat([gaussian(20, 24, seed=2), torch.full((1, 24), 1e15)])
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+def test_collapsed_codebook(path):
+    """码字之间只差 float32 的最后几位：全部是候选，只有定义分得清。"""
+    weight = 1 + 1e-6 * gaussian(500, 48)
+    x = torch.cat([gaussian(20, 48, seed=2), near_ties(weight, 20)])
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+@pytest.mark.parametrize("size", [40, 600])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_codewords_that_bfloat16_cannot_tell_apart(path, size, offset):
+    """码字之间只差 bfloat16 存不下的位，连同离原点很远的数据：提名分不清，答案仍按定义。"""
+    weight = gaussian(1, 64) + offset + 2e-3 * gaussian(size, 64, seed=3)
+    x = torch.cat(
+        [weight + 1e-3 * gaussian(size, 64, seed=4), near_ties(weight, 40), offset + gaussian(30, 64, seed=5)]
+    )
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+@pytest.mark.parametrize("path", [name for name in native.available() if "int16" in name])
+@pytest.mark.parametrize("width", [1, 7, 256, 1031])
+def test_int16_keeps_its_promises(path, width, monkeypatch):
+    """每个元素与每个部分和都放得进去，误差不超过报告的：尖的、平的、极大极小的码字都一样。"""
+    monkeypatch.setenv("SEMID_SEARCH", path)
+    spike, flat = torch.zeros(width), torch.ones(width)
+    spike[width // 2] = -1.0
+    parts = [*gaussian(40, width), *(gaussian(5, width) ** 9), spike, flat, spike * 3e-20, flat * 1e15, flat * 0]
+    weight = torch.stack(parts)
+    book = prepare(weight)
+    assert book.halves is not None
+    words = book.halves.movedim(1, 2).reshape(-1, book.halves.shape[1])[: len(weight)].contiguous()  # (K, ⌈H/2⌉ + 1)
+    whole = words[:, :-1].contiguous().view(torch.int16)[:, :width].double()  # (K, H)
+    scale = words[:, -1:].contiguous().view(torch.float32).double()  # (K, 1)
+    assert whole.norm(dim=1).square().max() < 2**31
+    lost = (weight.double() - whole * scale).norm(dim=1)  # (K,)
+    assert (lost <= book.top_loss * weight.double().norm(dim=1)).all()
+    assert 0 < book.top_loss < 2e-3
+
+
+def test_rows_that_bfloat16_cannot_settle_are_scored_again_in_float32(monkeypatch):
+    """逐一比较一行要几千次小运算：只该留给 float32 也分不清的行。"""
+    monkeypatch.setenv("SEMID_SEARCH", "torch")
+
+    def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        torch.mm(a.float(), b.float(), out=out)
+
+    def refuse(x: torch.Tensor, book: object) -> torch.Tensor:
+        raise AssertionError(f"{len(x)} rows were compared with every codeword")
+
+    monkeypatch.setattr(tiles, "mixed_product", lambda device: product)
+    monkeypatch.setattr(tiles, "_brute_force", refuse)
+    weight = 30 + gaussian(600, 64)
+    x = torch.cat([30 + gaussian(90, 64, seed=2), gaussian(20, 64, seed=3)])
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), size=st.integers(1, 70), width=st.integers(1, 35), route=st.sampled_from(PATHS))
+def test_small_integers_tie_often(data, size, width, route):
+    """小整数网格上并列极多，也有 −0.0。"""
+    grid = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 1e-30, 3e7])
+    weight = torch.from_numpy(data.draw(hnp.arrays(np.float32, (size, width), elements=grid, fill=st.just(0.0))))
+    x = torch.from_numpy(data.draw(hnp.arrays(np.float32, (9, width), elements=grid, fill=st.just(1.0))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEMID_SEARCH", route)
+        assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+# ---- 一个向量只有一个 ID ----
+
+
+@pytest.fixture(scope="module")
+def crowd() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """8192 行里有 400 个近乎并列；码本里每 5 个码字有一个重复。返回 x、码本、按定义的答案（只算前 600 行）。"""
+    weight = gaussian(700, 50)
+    weight[::5] = weight[torch.arange(140) * 3 + 1]
+    x = torch.cat([near_ties(weight, 400), gaussian(7792, 50, seed=2)])
+    return x, weight, torch.tensor(brute_force(x[:600], weight))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 256, 8192])
+def test_company_does_not_matter(path, crowd, batch):
+    x, weight, truth = crowd
+    book = prepare(weight)
+    rows = x[: 600 if batch < 256 else 8192]
+    got = torch.cat([nearest(part, book) for part in rows.split(batch)])
+    assert torch.equal(got[:600], truth)
+    assert torch.equal(got, nearest(x, book)[: len(rows)])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_order_and_threads_do_not_matter(path, crowd, threads):
+    x, weight, truth = crowd
+    book = prepare(weight)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    got = torch.empty(len(x), dtype=torch.int64)
+    got[order] = nearest(x[order], book, num_threads=threads)
+    assert torch.equal(got[:600], truth)
+    assert torch.equal(got, nearest(x, book, num_threads=1))
+
+
+def test_strides_do_not_matter(path, crowd):
+    x, weight, truth = crowd
+    x, book = x[:600], prepare(weight)
+    wide = torch.zeros(1200, 151)
+    wide[::2, 1::3] = x
+    backwards = x.T.contiguous().T
+    for view in (wide[::2, 1::3], backwards, x[:1].expand(600, -1)):
+        want = truth if view.shape[0] == 600 and view.stride(0) else truth[:1].expand(600)
+        assert torch.equal(nearest(view, book), want)
+
+
+def test_paths_agree_on_many_rows(crowd, monkeypatch):
+    x, weight, _ = crowd
+    answers = {}
+    for name in PATHS:
+        monkeypatch.setenv("SEMID_SEARCH", name)
+        answers[name] = nearest(x, prepare(weight)).tolist()
+    assert all(answer == answers["numpy"] for answer in answers.values())
+
+
+@pytest.mark.parametrize("product", [tiles._with_numpy, tiles._with_torch])
+def test_the_product_does_not_matter(crowd, monkeypatch, product):
+    """NumPy 后备路径用哪一家的 BLAS，编号都一样。"""
+    x, weight, truth = crowd
+    monkeypatch.setenv("SEMID_SEARCH", "numpy")
+    monkeypatch.setattr(tiles, "_WORTH_CHOOSING", 0)
+    monkeypatch.setattr(tiles, "_faster_product", lambda: product)
+    assert torch.equal(nearest(x, prepare(weight))[:600], truth)
+
+
+def test_the_faster_product_is_one_of_the_two():
+    assert tiles._faster_product() in (tiles._with_numpy, tiles._with_torch)
+
+
+def test_float32_alone_would_be_wrong(crowd):
+    """这份数据有牙齿：只凭 float32 得分，近乎并列的行会答错，所以上面的测试看得见裁决丢了没有。"""
+    x, weight, truth = crowd
+    plain = torch.addmm(weight.square().sum(1), x[:400], weight.T, alpha=-2).argmin(1)
+    assert (plain != truth[:400]).sum() > 20
+
+
+# ---- 重复的码字 ----
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_identical_codebook_is_cheap(path, value):
+    """16384 个相同的码字：答案是 0，而且不比互不相同的码字慢多少（没有平方级的情形）。"""
+    x, cost = gaussian(600, 32), {}
+    for name, weight in (("same", torch.full((16384, 32), value)), ("distinct", gaussian(16384, 32))):
+        book = prepare(weight)
+        cost[name] = []
+        for _ in range(3):
+            start = time.process_time()
+            got = nearest(x, book, num_threads=1)
+            cost[name].append(time.process_time() - start)
+        if name == "same":
+            assert got.eq(0).all()
+    assert min(cost["same"]) < 6 * min(cost["distinct"]) + 0.05
+
+
+def test_hundreds_of_twins(path):
+    weight = gaussian(900, 30)
+    weight[100:500] = weight[99]
+    weight[500:600] = 0.0
+    weight[550:] *= -1.0  # −0.0 与 0.0 是同一个码字
+    x = torch.cat([near_ties(weight, 40), weight[90:110], torch.zeros(3, 30), gaussian(40, 30, seed=4)])
+    got = nearest(x, prepare(weight)).tolist()
+    assert got == brute_force(x, weight)
+    assert got[60:63] == [500] * 3
+
+
+def test_equal_hashes_are_not_taken_for_equal_codewords(path, monkeypatch):
+    monkeypatch.setattr(
+        "algorithm.semantic_id.search.prepared._multipliers", lambda width, device: torch.zeros(1).long()
+    )
+    weight = gaussian(50, 10)
+    weight[30:40] = weight[3]
+    x = torch.cat([gaussian(30, 10, seed=2), weight])
+    assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+# ---- 刷新与过期 ----
+
+
+def test_refresh_equals_fresh_prepare(path):
+    generator = torch.Generator().manual_seed(5)
+    weight = gaussian(300, 20)
+    book = prepare(weight)
+    x = torch.cat([gaussian(80, 20, seed=2), near_ties(weight, 40)])
+    for step in range(9):
+        rows = torch.randint(300, (40,), generator=generator)
+        if step % 3 == 0:
+            weight[rows] = weight[int(rows[0])].clone()  # 造出一批孪生，下一步再拆散
+        else:
+            weight[rows] = torch.randn(40, 20, generator=generator) * 10.0 ** (step - 5)
+        assert not book.is_current(weight)
+        book.refresh_(weight, rows)
+        assert book.is_current(weight)
+        assert nearest(x, book).tolist() == nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
+
+
+def test_refresh_trusts_no_pair_whose_rows_changed(path, monkeypatch):
+    monkeypatch.setattr(
+        "algorithm.semantic_id.search.prepared._multipliers", lambda width, device: torch.zeros(1).long()
+    )
+    weight = gaussian(60, 8)
+    weight[20:30] = weight[3]
+    book = prepare(weight)
+    x = torch.cat([gaussian(30, 8, seed=2), weight])
+    for rows in ([25], [24, 26], [3], [20, 21, 22]):  # 散列全都相同，只有逐元素核对分得清
+        weight[rows] = gaussian(len(rows), 8, seed=90 + rows[0])
+        book.refresh_(weight, torch.tensor(rows))
+        assert nearest(torch.cat([x, weight]), book).tolist() == brute_force(torch.cat([x, weight]), weight)
+
+
+def test_refreshing_the_lowest_twin_wakes_the_next(path):
+    weight = torch.ones(64, 5)
+    book = prepare(weight)
+    weight[0] = 7.0
+    book.refresh_(weight, torch.tensor([0]))
+    assert nearest(torch.tensor([[1.0] * 5, [6.0] * 5]), book).tolist() == [1, 0]
+
+
+EDITS = {
+    "data": lambda weight: weight.data.mul_(2),
+    "data row": lambda weight: weight.data[17].add_(1),
+    "copy_": lambda weight: weight.copy_(gaussian(40, 6, seed=9)),
+    "data copy_": lambda weight: weight.data.copy_(gaussian(40, 6, seed=9)),
+    "set data": lambda weight: setattr(weight, "data", weight.detach().clone()),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+def test_is_current_notices(path, edit):
+    weight = gaussian(40, 6)
+    book = prepare(weight)
+    assert book.is_current(weight)
+    edit(weight)
+    assert not book.is_current(weight)
+
+
+def test_is_current_notices_load_state_dict_and_shape(path):
+    module = torch.nn.Embedding(40, 6)
+    book = prepare(module.weight)
+    assert book.is_current(module.weight)
+    module.load_state_dict({"weight": gaussian(40, 6)})
+    assert not book.is_current(module.weight)
+    assert not book.is_current(gaussian(41, 6))
+
+
+def test_prepared_codebook_owns_its_copy(path):
+    weight = gaussian(90, 12)
+    x = gaussian(50, 12, seed=2)
+    book = prepare(weight)
+    want = nearest(x, book)
+    twin = copy.deepcopy(book)
+    weight.zero_()
+    assert torch.equal(nearest(x, book), want)
+    assert torch.equal(nearest(x, twin), want)
+
+
+# ---- 门口与框架 ----
+
+
+def test_empty_batch_and_gradients(path):
+    weight = gaussian(20, 4).requires_grad_()
+    book = prepare(weight)
+    assert nearest(torch.zeros(0, 4), book).shape == (0,)
+    got = nearest(gaussian(5, 4).requires_grad_(), book)
+    assert got.dtype == torch.int64
+    assert not got.requires_grad
+
+
+def test_reduced_precision_settings_do_not_reach_the_search(path, crowd):
+    x, weight, truth = crowd
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = nearest(x[:600], prepare(weight))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(got, truth)
+
+
+def test_inside_torch_compile(path, crowd):
+    x, weight, truth = crowd
+    book = prepare(weight)
+    compiled = torch.compile(lambda rows: nearest(rows * 1.0, book) + 1, backend="eager")
+    assert torch.equal(compiled(x[:600]), truth + 1)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_compiled_encoder_gives_the_same_ids(beam_size):
+    encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=16, codebook_sizes=(8, 20), beam_size=beam_size)).eval()
+    encoder.rq_vae.encoder.weight_out.data.normal_(0, 0.1)
+    x = gaussian(60, 16)
+    want = encoder.encode(x * 1.0)
+    compiled = torch.compile(lambda rows: encoder.encode(rows * 1.0))
+    try:
+        got = compiled(x)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        pytest.skip(f"inductor is unavailable: {error}")
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_importing_search_does_not_import_the_compiler():
+    """torch._dynamo 要一秒多；`torch.compiler.disable` 一装饰就会导入它。"""
+    code = "import sys, algorithm.semantic_id.rq_vae; print('torch._dynamo' in sys.modules)"
+    root = Path(native.__file__).parents[3]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert result.stdout.strip() == "False", result.stderr
+
+
+def test_inference_mode(path, crowd):
+    x, weight, truth = crowd
+    with torch.inference_mode():
+        inside = weight.clone()
+        book = prepare(inside)
+        assert book.is_current(inside)
+        assert torch.equal(nearest(x[:600].clone(), book), truth)
+
+
+def test_unknown_path_is_refused(monkeypatch):
+    monkeypatch.setenv("SEMID_SEARCH", "sse9")
+    with pytest.raises(ValueError, match=r"SEMID_SEARCH='sse9' is not supported; use one of auto, amx, avx512-int16"):
+        prepare(gaussian(4, 4))
+
+
+def test_without_the_compiled_kernel(monkeypatch):
+    monkeypatch.setattr(native, "_library", lambda: None)
+    monkeypatch.delenv("SEMID_SEARCH", raising=False)
+    assert prepare(gaussian(4, 4)).path == "numpy"
+    monkeypatch.setenv("SEMID_SEARCH", "generic")
+    with pytest.raises(RuntimeError, match=r"needs the compiled kernel.*available here: numpy, torch;.*build_ext"):
+        prepare(gaussian(4, 4))
+
+
+def test_wrong_shapes_are_refused(path):
+    book = prepare(gaussian(8, 4))
+    with pytest.raises(ValueError, match=r"x is \(3, 5\) on cpu, but the codebook needs \(B, 4\)"):
+        nearest(torch.zeros(3, 5), book)
+    with pytest.raises(ValueError, match="num_threads=0 is out of range"):
+        nearest(torch.zeros(3, 4), book, num_threads=0)
+    with pytest.raises(ValueError, match=r"weight is \(8, 5\) on cpu.*call prepare again"):
+        book.refresh_(gaussian(8, 5), torch.tensor([0]))
+    with pytest.raises(ValueError, match="weight must be float32"):
+        prepare(gaussian(8, 4).double())
