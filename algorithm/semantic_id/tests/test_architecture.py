@@ -46,9 +46,9 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "evaluation": ("base files metrics", "numpy pyarrow torch"),
     "report": ("base files evaluation", "numpy pyarrow jinja2"),
     "cli": (
-        "base files model metrics catalog catalog.format catalog.unique catalog.encoding catalog.changes"
+        "base files model catalog catalog.format catalog.unique catalog.encoding catalog.changes"
         " catalog.exchange decoding training evaluation report",
-        "numpy pyarrow rich torch typer",
+        "pyarrow rich torch typer",
     ),
 }
 # 最上层的文件住在哪间房
