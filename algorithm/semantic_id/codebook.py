@@ -20,7 +20,7 @@ from torch import nn
 from .checks import check_features
 from .search import prepared
 
-__all__ = ["DEAD_AFTER_EXPECTED_HITS", "REVIVE_STEP", "VectorQuantizer"]
+__all__ = ["DEAD_AFTER_EXPECTED_HITS", "REVIVE_STEP", "VectorQuantizer", "draw_by_weight"]
 
 # 一个码字在「均匀使用时本应被命中 10 次」的行数里一次也没被命中，就算死码字。阈值按期望命中数给出，
 # 与批大小和码本大小无关：L3 在 B = 256 时每步期望命中仅 0.016 次，固定「20 步没用就重置」会误杀 73% 的健康码字；
@@ -33,6 +33,23 @@ _REVIVE_ROWS_RATE = 0.25
 # 复活的码字放在「原码字 → 抽中残差」连线的这个位置。直接放在残差上（1.0）时，高维里它离别的行都太远，只抢得到
 # 那一行，大簇照旧：20,000 行、128/512/2048 的实测，困惑度 39/80/281；放在 0.1–0.3 处则把大簇一分为二，121/475/1700
 REVIVE_STEP = 0.2
+
+
+def draw_by_weight(weights: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """按权重不放回地抽行：指数竞赛，Exp(1) / 权重 最小的先到（Efraimidis & Spirakis, 2006）。
+
+    权重为 0 的行永远抽不到，所以可能抽不满。只由权重与发生器决定；不论抽几行，发生器都前进同样多。
+
+    Args:
+        weights: (S,) float64，CPU，≥ 0。
+        count: 至多几行。
+        generator: CPU 的随机数发生器。
+
+    Returns:
+        (min(count, 权重为正的行数),) int64 行号，抽中的先后为序。
+    """
+    keys = torch.empty_like(weights).exponential_(generator=generator) / weights
+    return keys.argsort(stable=True)[: min(count, int((weights > 0).sum()))]
 
 
 class VectorQuantizer(nn.Module):
@@ -182,11 +199,8 @@ class VectorQuantizer(nn.Module):
             return dead[:0]
         error = (x - self.embedding.weight[indices]).square().sum(1).double().cpu()  # (B,)
         generator = torch.Generator().manual_seed(int(self.rows_seen) * 64 + self.num_embeddings % 64)
-        # 指数竞赛：key = Exp(1) / 权重，取最小的 m 个，等价于按权重不放回抽样；误差为 0 的行 key 为 inf
-        keys = torch.empty_like(error).exponential_(generator=generator) / error
-        count = min(limit, len(dead), int((error > 0).sum()))
-        rows = keys.argsort(stable=True)[:count].to(x.device)
-        dead = dead[:count]
+        rows = draw_by_weight(error, min(limit, len(dead)), generator).to(x.device)
+        dead = dead[: len(rows)]
         share = len(x) / self.num_embeddings  # 均匀使用时的稳态 EMA 计数，让复活者与健康者同样灵活
         parent = self.embedding.weight[indices[rows]]  # (m, H)
         codewords = torch.lerp(parent, x[rows], REVIVE_STEP)

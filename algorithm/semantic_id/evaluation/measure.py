@@ -14,13 +14,14 @@ import numpy as np
 
 from algorithm.interfaces import SemanticIDModel
 
-from ..files.vectors import VectorSource
+from ..files.vectors import VectorSource, pick_rows
 from ..metrics import codes as metrics
 from ..metrics import meaning
 from ..metrics.additive_means import additive_errors
 from ..metrics.behaviour import co_consumed, embedding_hit_rate, id_gini
 from ..metrics.neighbours import NearestSoFar, sample_rows
 from ..metrics.prefix_means import prefix_mean_errors
+from ..metrics.principal_axes import principal_axes
 
 __all__ = [
     "Encoded",
@@ -283,7 +284,7 @@ def look_around(
     rows, plane_rows = sample_rows(total, NUM_QUERIES, SEED), sample_rows(total, _PLANE_ROWS, SEED)
     # 三处要的行一遍取齐：特征可能有几百 GB，多读一遍很贵
     wanted = np.unique(np.concatenate([rows, plane_rows, *([] if hit_rows is None else [hit_rows])]))
-    gathered = _gather(source, wanted, block_rows)
+    gathered = np.concatenate([vectors for _, vectors in pick_rows(source, wanted, block_rows)])
 
     def vectors_of(some: np.ndarray) -> np.ndarray:
         return gathered[np.searchsorted(wanted, some)]
@@ -353,15 +354,6 @@ class _Hashes:
         return len(self._keys) - len(np.unique(self._keys))
 
 
-def _gather(source: VectorSource, rows: np.ndarray, block_rows: int) -> np.ndarray:
-    """(len(rows), D) float32；rows 升序。只读用得着的块之间的全部块：来源只会顺序读。"""
-    parts = []
-    for block in source.blocks(block_rows):
-        lo, hi = np.searchsorted(rows, [block.start, block.start + len(block.vectors)])
-        parts.append(block.vectors[rows[lo:hi] - block.start])
-    return np.concatenate(parts)
-
-
 def _decoded(model: SemanticIDModel | None, codes: np.ndarray) -> np.ndarray:
     import torch
 
@@ -370,11 +362,9 @@ def _decoded(model: SemanticIDModel | None, codes: np.ndarray) -> np.ndarray:
 
 
 def _principal_plane(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """(D, 2)：前两个主成分，每个的最大分量取正，所以图不会左右翻转；一维特征的第二轴是 0。"""
+    """(D, 2)：前两个主成分；一维特征的第二轴是 0。"""
     x = vectors - mean
-    _, axes = np.linalg.eigh(x.T @ x)
-    plane = axes[:, ::-1][:, :2]
-    plane = plane * np.sign(plane[np.abs(plane).argmax(axis=0), np.arange(plane.shape[1])])
+    plane = principal_axes(x.T @ x, 2)
     return plane if plane.shape[1] == 2 else np.hstack([plane, np.zeros_like(plane)])
 
 

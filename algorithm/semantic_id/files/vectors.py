@@ -14,14 +14,14 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Block", "VectorSource", "check_unique_ids", "open_vectors"]
+__all__ = ["Block", "VectorSource", "check_unique_ids", "open_vectors", "pick_rows"]
 
 DEFAULT_BLOCK_ROWS = 65536
 
@@ -154,6 +154,31 @@ def check_unique_ids(source: VectorSource) -> None:
         f"item_id {twice.as_py()!r} appears more than once: rows {first} and {second}; "
         "item ids must be unique: drop or rename one of them"
     )
+
+
+def pick_rows(
+    source: VectorSource,
+    rows: np.ndarray,
+    block_rows: int = DEFAULT_BLOCK_ROWS,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    """从流里挑出几行：来源只会顺序读，所以读过 [start, stop) 的每一块，只交出有挑中的。
+
+    Args:
+        source: 特征来源。
+        rows: (n,) 递增的行号，都在 [start, stop) 里。
+        block_rows: 一次读多少行；只影响内存与速度。
+        start: 从哪一行读起。
+        stop: 读到哪一行之前；None 为到底。
+
+    Yields:
+        (这一块里挑中的行号 (b,)，它们的向量 (b, D) float32)，b ≥ 1；首尾相接就是 `rows`。
+    """
+    for block in source.blocks(block_rows, start, stop):
+        low, high = np.searchsorted(rows, [block.start, block.start + len(block.vectors)])
+        if low < high:
+            yield rows[low:high], block.vectors[rows[low:high] - block.start]
 
 
 def finish_block(start: int, ids: pa.Array, vectors: np.ndarray, name: str, named: bool = False) -> Block:

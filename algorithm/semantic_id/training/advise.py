@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import numpy as np
 import torch
 
-from ..files.vectors import VectorSource
+from ..files.vectors import VectorSource, pick_rows
 from ..metrics.neighbours import sample_rows
 from ..search import prepared as search
 from .kmeans import kmeans
@@ -164,11 +164,7 @@ def _one_level(
 def _sample(source: VectorSource, seed: int) -> Tuple[torch.Tensor, torch.Tensor]:
     """(训练行, 留出行)，float32。"""
     rows = sample_rows(source.num_rows, MAX_SAMPLE, seed)
-    parts = []
-    for block in source.blocks(8192):
-        lo, hi = np.searchsorted(rows, [block.start, block.start + len(block.vectors)])
-        parts.append(block.vectors[rows[lo:hi] - block.start])
-    vectors = torch.from_numpy(np.concatenate(parts))
+    vectors = torch.from_numpy(np.concatenate([vectors for _, vectors in pick_rows(source, rows, 8192)]))
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(vectors)))
     num_held = max(1, int(len(vectors) * HOLDOUT_RATE))
     return vectors[order[num_held:]], vectors[order[:num_held]]

@@ -14,6 +14,7 @@ import torch
 from ..config import TrainerConfig
 from ..encoder import SemanticIDEncoder
 from ..files.progress import Progress
+from ..metrics.principal_axes import principal_axes
 from .behaviour import ItemPairs, align_
 from .kmeans import kmeans
 from .rows import TrainingRows
@@ -114,17 +115,14 @@ def latents_of(encoder: SemanticIDEncoder, x: torch.Tensor) -> torch.Tensor:
 def _project_on_principal_components_(encoder: SemanticIDEncoder, rows: TrainingRows) -> None:
     """投影 = 训练行协方差的前 H 个特征向量；解码网络用它的转置，并补回均值在其余方向上的分量。
 
-    主成分是线性投影里重建误差最小的。符号按绝对值最大的分量为正定下来：LAPACK 的符号没有保证。
+    主成分是线性投影里重建误差最小的。
     """
     x, mean = rows.sample(), torch.from_numpy(rows.mean)
     covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     for block in x.split(_BLOCK_ROWS):
         centered = block.double() - mean
         covariance += centered.T @ centered
-    _, vectors = torch.linalg.eigh(covariance)  # 特征值升序
-    basis = vectors.flip(1)[:, : encoder.config.width]  # (D, H)
-    largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))  # (1, H)
-    basis = basis * largest.sign()
+    basis = torch.from_numpy(principal_axes(covariance.numpy(), encoder.config.width))  # (D, H)
     encoder.rq_vae.encoder.projection.copy_(basis)
     encoder.rq_vae.decoder.projection.copy_(basis.T)
     encoder.rq_vae.decoder.shift.copy_(mean - basis @ (basis.T @ mean))

@@ -23,6 +23,7 @@ from typing import Callable, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..codebook import draw_by_weight
 from ..search import prepared
 
 __all__ = ["KMeansResult", "kmeans"]
@@ -166,12 +167,9 @@ def _seed_from(x: torch.Tensor, k: int, generator: torch.Generator) -> torch.Ten
         errors = torch.minimum(errors, _assign(x, fresh).errors)
         weights = errors.cpu()
         share = 1 if have >= _DOUBLING_FROM else _ROUND_RATE
-        wanted = min(k - have, max(1, have // share), int((weights > 0).sum()))
-        if wanted == 0:
+        if not bool((weights > 0).any()):
             break
-        # 指数竞赛：Exp(1) / 权重 最小的 m 个，等价于按权重不放回抽样
-        keys = torch.empty_like(weights).exponential_(generator=generator) / weights
-        rows = keys.argsort(stable=True)[:wanted]
+        rows = draw_by_weight(weights, min(k - have, max(1, have // share)), generator)
     return torch.cat(chosen)
 
 

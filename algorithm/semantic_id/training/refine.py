@@ -27,7 +27,7 @@ from typing import List, Sequence
 
 import torch
 
-from ..codebook import REVIVE_STEP
+from ..codebook import REVIVE_STEP, draw_by_weight
 from ..rq_vae import ResidualVectorQuantizer
 
 __all__ = ["NOISE", "SHRINK_VOTES", "Refiner", "votes"]
@@ -156,6 +156,5 @@ def _split_with_unused_(
     if len(unused) == 0:
         return
     cost = (error.square().sum(1) * weights).double().cpu()  # (S,)
-    keys = torch.empty_like(cost).exponential_(generator=generator) / cost  # 指数竞赛：按 cost 不放回抽样
-    rows = keys.argsort(stable=True)[: min(len(unused), int((cost > 0).sum()))].to(book.device)
+    rows = draw_by_weight(cost, len(unused), generator).to(book.device)
     book[unused[: len(rows)]] = book[indices[rows]] + REVIVE_STEP * error[rows]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from algorithm.interfaces import SemanticIDModel
 
 from ...files.durable import sync_folder, write_synced
-from ...files.vectors import Block, VectorSource
+from ...files.vectors import Block, VectorSource, pick_rows
 from ..format.manifest import CatalogError
 from ..format.parts import check_range, codes_of, id_table, read_staged
 from ..unique.assign import Choices
@@ -154,11 +154,8 @@ def encode_candidate_shard(
     item, codes, error = [np.zeros(0, np.int64)], [np.zeros((0, own.shape[1]), np.int32)], [np.zeros(0)]
     own_error = [np.zeros(0)]
     done = 0
-    for block in source.blocks(block_rows, shard.start, shard.stop):
-        inside = rows[(rows >= block.start) & (rows < block.start + len(block.ids))]
-        if not len(inside):
-            continue
-        vectors, mine = block.vectors[inside - block.start], own[inside - shard.start]
+    for inside, vectors in pick_rows(source, rows, block_rows, shard.start, shard.stop):
+        mine = own[inside - shard.start]
         for start in range(0, len(inside), 1024):  # 候选比向量大得多，另按小块走
             part = slice(start, start + 1024)
             found = candidates_of(model, vectors[part], mine[part], num, wide)
