@@ -181,7 +181,7 @@ def inertia_of(x: torch.Tensor, centroids: torch.Tensor) -> float:
 def ours_kmeans(x: torch.Tensor, k: int, seed: int, iterations: int) -> tuple[torch.Tensor, int]:
     """与训练器的调用相同。"""
     result = kmeans(x, k, generator=torch.Generator().manual_seed(seed), iterations=iterations)
-    return result.centroids, result.iterations
+    return result.centroids, len(result.history)
 
 
 def faiss_kmeans(x: torch.Tensor, k: int, seed: int, iterations: int) -> tuple[torch.Tensor, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from algorithm.semantic_id.files.vectors import Block, VectorSource
+from algorithm.semantic_id.files.source import Block, VectorSource
 
 SIZES = (1024, 4096, 16384)
 TOPICS = 1_000_000

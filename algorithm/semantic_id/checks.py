@@ -11,10 +11,9 @@ from typing import Any, Sequence
 
 import torch
 
-__all__ = ["MAX_ABS_FEATURE", "check_codes", "check_features", "check_finite_rows", "check_level", "check_shape"]
+from .limits import MAX_ABS_FEATURE, check_int
 
-# 超过它时 float32 的平方和可能溢出（1e18² × 维度 ≈ 1e36 × D），距离会变成 inf
-MAX_ABS_FEATURE = 1e15
+__all__ = ["check_codes", "check_features", "check_finite_rows", "check_level", "check_shape"]
 
 
 def check_features(features: Any, width: int, name: str = "features") -> torch.Tensor:
@@ -82,11 +81,7 @@ def check_level(level: Any, num_levels: int) -> int:
         TypeError: 不是整数。
         ValueError: 不在 1…L。
     """
-    if isinstance(level, bool) or not hasattr(level, "__index__"):
-        raise TypeError(f"level must be an int, got {type(level).__name__} ({level!r})")
-    if not 1 <= int(level) <= num_levels:
-        raise ValueError(f"level={int(level)} is out of range; use 1..{num_levels} (1 is L1)")
-    return int(level) - 1
+    return check_int("level", level, 1, num_levels) - 1
 
 
 def check_codes(level_ids: Sequence[Any], codebook_sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:

@@ -10,6 +10,8 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Dict, NamedTuple, Tuple
 
+from .limits import check_float, check_int
+
 __all__ = ["EFFORTS", "MAX_BEAM_SIZE", "Effort", "SemanticIDConfig", "TrainerConfig"]
 
 _DEFAULT_NUM_CODEBOOKS = 3
@@ -178,8 +180,7 @@ class TrainerConfig:
         if self.init not in ("kmeans", "uniform"):
             raise ValueError(f"init={self.init!r} is not supported; use 'kmeans' or 'uniform'")
         check_int("kmeans_iterations", self.kmeans_iterations, 1)
-        if not check_int("seed", self.seed, 0) < 2**63:
-            raise ValueError(f"seed={self.seed} is out of range; use an int in [0, 2**63)")
+        check_int("seed", self.seed, 0, 2**63 - 1)
         check_float("holdout_rate", self.holdout_rate, 0.0, 0.5)
         if self.max_train_rows is not None:
             check_int("max_train_rows", self.max_train_rows, 1)
@@ -189,33 +190,6 @@ class TrainerConfig:
         return asdict(self)
 
 
-def check_int(name: str, value: Any, low: int) -> int:
-    """整数字段的门：接受 int 与 NumPy 整数，拒绝 bool 与 3.0，因为它们多半是笔误。"""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
-    number = int(value)
-    if number < low:
-        raise ValueError(f"{name}={number} is out of range; use an int >= {low}")
-    return number
-
-
 def check_beam_size(value: Any) -> int:
     """束宽的门。"""
-    beam_size = check_int("beam_size", value, 1)
-    if beam_size > MAX_BEAM_SIZE:
-        raise ValueError(f"beam_size={beam_size} is out of range; use an int in [1, {MAX_BEAM_SIZE}]")
-    return beam_size
-
-
-def check_float(
-    name: str, value: Any, low: float, high: float, *, open_bottom: bool = False, open_top: bool = False
-) -> float:
-    """浮点字段的门：NaN 与越界都拒绝。"""
-    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__} ({value!r})")
-    number = float(value)
-    inside = (low < number if open_bottom else low <= number) and (number < high if open_top else number <= high)
-    if not inside or math.isinf(number):
-        left, right = "(" if open_bottom else "[", ")" if open_top or math.isinf(high) else "]"
-        raise ValueError(f"{name}={number} is out of range; use a float in {left}{low}, {high}{right}")
-    return number
+    return check_int("beam_size", value, 1, MAX_BEAM_SIZE)

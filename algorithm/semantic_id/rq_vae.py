@@ -18,7 +18,8 @@ from torch import nn
 
 from .checks import check_codes, check_features, check_finite_rows, check_shape
 from .codebook import VectorQuantizer
-from .config import MAX_BEAM_SIZE, SemanticIDConfig, check_int
+from .config import MAX_BEAM_SIZE, SemanticIDConfig
+from .limits import check_int
 from .search import beam
 
 __all__ = ["ResidualVectorQuantizer"]

@@ -25,12 +25,14 @@ import numpy as np
 import torch
 
 from .codebook import DEAD_AFTER_EXPECTED_HITS
-from .config import EFFORTS, TrainerConfig, check_int
+from .config import EFFORTS, TrainerConfig
 from .encoder import SemanticIDEncoder
 from .files import checkpoint
 from .files.durable import write_atomically
 from .files.progress import Progress
-from .files.vectors import VectorSource, open_vectors
+from .files.source import VectorSource
+from .files.vectors import open_vectors
+from .limits import check_int
 from .training.behaviour import ItemPairs, fit_decoder_, read_pairs
 from .training.epochs import (
     Round,
@@ -152,8 +154,8 @@ def train_codebook(
     was_training = encoder.training
     with tempfile.TemporaryDirectory() as spool, Progress(progress) as bar:
         rows_folder = folder / _CHECKPOINTS if folder is not None else Path(spool)
-        with bar.task("reading", source.num_rows) as advance:
-            rows = TrainingRows(source, config, rows_folder, advance)
+        with bar.task("reading", source.num_rows) as report:
+            rows = TrainingRows(source, config, rows_folder, report)
         if config.beam_size is not None or encoder.config.beam_size == 1:
             encoder.set_beam_size_(config.beam_size or EFFORTS[config.effort].beam_size)
         run = _Run(encoder, rows, num_epochs, config, folder, bar, item_pairs)
@@ -298,11 +300,11 @@ class _Run:
     def _encode(self, x: torch.Tensor, label: str) -> torch.Tensor:
         """`x` (S, D) 的编号 (S, L) int64，在 CPU 上。"""
         parts = []
-        with self.bar.task(f"{label}, encoding", len(x)) as advance:
+        with self.bar.task(f"{label}, encoding", len(x)) as report:
             for start in range(0, len(x), _CODE_ROWS):
                 codes = self.encoder.rq_vae.encode(x[start : start + _CODE_ROWS].to(self.device))
                 parts.append(torch.stack([level.cpu() for level in codes], 1))
-                advance(start)
+                report(start, len(x))
         return torch.cat(parts)
 
     def _coded_batches(self, epoch: int) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from algorithm.interfaces import SemanticIDModel
 
 from ..files.durable import sync_folder
-from ..files.vectors import check_block_rows, one_line
+from ..files.progress import OnProgress
+from ..files.source import check_block_rows, one_line
 from ..files.vectors_npy import NpyFile
 from .format.manifest import CatalogError, level_columns
 from .format.parts import check_range, codes_of
@@ -33,7 +34,7 @@ def decode_codes_file(
     *,
     overwrite: bool = False,
     block_rows: int = 16384,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Dict[str, Any]:
     """解码一个编码文件。
 

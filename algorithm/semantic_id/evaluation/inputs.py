@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..files.vectors import VectorSource, one_line
+from ..files.source import VectorSource, one_line
 from ..files.vectors_npy import NpyFile
 
 __all__ = ["Interactions", "ItemFacts", "read_codes", "read_interactions", "read_item_facts", "source_ids"]

@@ -14,7 +14,8 @@ import numpy as np
 
 from algorithm.interfaces import SemanticIDModel
 
-from ..files.vectors import VectorSource, pick_rows
+from ..files.progress import OnProgress
+from ..files.source import VectorSource, pick_rows
 from ..metrics import codes as metrics
 from ..metrics import meaning
 from ..metrics.additive_means import additive_errors
@@ -91,7 +92,7 @@ def evaluate(
     source: VectorSource,
     *,
     block_rows: int = 8192,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Dict[str, Any]:
     """在一批特征上评估模型的重建、码本使用与冲突；总体是 `source` 的全部行。
 
@@ -368,7 +369,7 @@ def _principal_plane(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return plane if plane.shape[1] == 2 else np.hstack([plane, np.zeros_like(plane)])
 
 
-def _counter(total: int, progress: Callable[[int, int], None] | None) -> Seen | None:
+def _counter(total: int, progress: OnProgress | None) -> Seen | None:
     """「又做了几行」→ `progress(done, total)`。"""
     if progress is None:
         return None

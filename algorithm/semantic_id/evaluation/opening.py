@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from algorithm.interfaces import SemanticIDModel
 
-from ..files.vectors import VectorSource, open_vectors
+from ..files.source import VectorSource
+from ..files.vectors import open_vectors
 from ..metrics.additive_means import MAX_TABLE_BYTES
 from .inputs import Interactions, ItemFacts, read_codes, read_interactions, read_item_facts
 

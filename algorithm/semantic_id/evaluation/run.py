@@ -63,13 +63,13 @@ def run_evaluation(
     inputs = open_inputs(request)
     num_passes = 2 + len(inputs.sizes) + (0 if inputs.model is not None else len(inputs.sizes) + 1)
     num_rows = num_passes * inputs.source.num_rows + (inputs.unseen.num_rows if inputs.unseen is not None else 0)
-    with Progress(progress) as bar, bar.task("evaluate", num_rows) as advance:
+    with Progress(progress) as bar, bar.task("evaluate", num_rows) as report:
         done = 0
 
         def seen(rows: int) -> None:
             nonlocal done
             done += rows
-            advance(done)
+            report(done, num_rows)
 
         result, tables = _measure(inputs, block_rows, seen)
     training = {} if inputs.model is None else inputs.model.training_figures

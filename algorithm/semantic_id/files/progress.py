@@ -6,7 +6,10 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Callable, Iterator, Type
 
-__all__ = ["Progress"]
+__all__ = ["OnProgress", "Progress"]
+
+# 报进度的唯一说法：(已完成多少, 总共多少)
+OnProgress = Callable[[int, int], None]
 
 
 class Progress:
@@ -45,12 +48,12 @@ class Progress:
             self._bars.stop()
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """一条进度；得到的函数以「已完成多少」调用。正常结束时补满，出错时停在原处。"""
+    def task(self, description: str, total: int) -> Iterator[OnProgress]:
+        """一条进度；得到的函数以（已完成, 总共）调用。正常结束时补满，出错时停在原处。"""
         if self._bars is None:
-            yield lambda completed: None
+            yield lambda done, total: None
             return
         bars = self._bars
         task = bars.add_task(description, total=total)
-        yield lambda completed: bars.update(task, completed=completed)
-        bars.update(task, completed=total)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+        bars.update(task, completed=bars.tasks[task].total)

@@ -10,7 +10,7 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
-from .vectors import (
+from .source import (
     DEFAULT_BLOCK_ROWS,
     Block,
     VectorSource,

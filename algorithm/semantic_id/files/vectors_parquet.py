@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .vectors import DEFAULT_BLOCK_ROWS, Block, VectorSource, check_block_rows, finish_block, one_line, stamp_files
+from .source import DEFAULT_BLOCK_ROWS, Block, VectorSource, check_block_rows, finish_block, one_line, stamp_files
 
 __all__ = ["ParquetSource"]
 

@@ -13,7 +13,7 @@ from typing import Callable, List, Sequence, Tuple
 
 import numpy as np
 
-from ..files.vectors import VectorSource
+from ..files.source import VectorSource
 
 __all__ = ["MAX_TABLE_BYTES", "additive_errors"]
 

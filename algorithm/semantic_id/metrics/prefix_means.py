@@ -13,7 +13,7 @@ from typing import Callable, List, NamedTuple, Tuple
 
 import numpy as np
 
-from ..files.vectors import VectorSource
+from ..files.source import VectorSource
 from .meaning import prefix_groups
 
 __all__ = ["PrefixError", "prefix_mean_errors"]

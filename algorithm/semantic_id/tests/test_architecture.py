@@ -54,6 +54,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
 # 最上层的文件住在哪间房
 TOP = {
     "interfaces": "base",
+    "limits": "base",
     "__init__": "base",
     "config": "base",
     "checks": "base",

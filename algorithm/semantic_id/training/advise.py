@@ -14,12 +14,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
 
-from ..files.vectors import VectorSource, pick_rows
+from ..files.progress import OnProgress
+from ..files.source import VectorSource, pick_rows
 from ..metrics.neighbours import sample_rows
 from ..search import prepared as search
 from .kmeans import kmeans
@@ -63,7 +64,7 @@ def rule_sizes(num_items: int, num_levels: int) -> List[int]:
 
 
 def advise_sizes(
-    source: VectorSource, *, num_levels: int = 3, seed: int = 0, on_level: Callable[[int], None] | None = None
+    source: VectorSource, *, num_levels: int = 3, seed: int = 0, progress: OnProgress | None = None
 ) -> Dict[str, Any]:
     """为一批特征建议码本大小。
 
@@ -71,7 +72,7 @@ def advise_sizes(
         source: 特征，至少 100 行。
         num_levels: 层数，[1, 8]。
         seed: 抽样与 k-means 的种子；同样的种子得到同样的建议。
-        on_level: 每完成一层调用一次，参数为层号（从 1 起）。
+        progress: 每完成一层以（层号, 层数）调用，层号从 1 起。
 
     Returns:
         codebook_sizes；num_items、num_sample_rows、num_holdout_rows；capacity_ratio（ΠK_l / N，远大于 1 才少冲突）；
@@ -100,8 +101,8 @@ def advise_sizes(
         prepared = search.prepare(codebook)
         train = train - codebook[search.nearest(train, prepared)]
         held = held - codebook[search.nearest(held, prepared)]
-        if on_level is not None:
-            on_level(level + 1)
+        if progress is not None:
+            progress(level + 1, num_levels)
     sizes = [level["size"] for level in levels]
     return {
         "codebook_sizes": sizes,

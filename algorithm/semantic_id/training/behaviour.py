@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from ..files.progress import Progress
-from ..files.vectors import VectorSource
+from ..files.source import VectorSource
 
 __all__ = ["ItemPairs", "align_", "fit_decoder_", "read_pairs"]
 
@@ -120,7 +120,7 @@ def align_(network: Any, pairs: ItemPairs, generator: torch.Generator, bar: Prog
     device = next(network.parameters()).device
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
     size = min(BATCH_PAIRS, len(pairs.rows))
-    with bar.task("behaviour", STEPS) as advance, torch.enable_grad():
+    with bar.task("behaviour", STEPS) as report, torch.enable_grad():
         for step in range(1, STEPS + 1):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * (1 - (step - 1) / STEPS)
@@ -132,7 +132,7 @@ def align_(network: Any, pairs: ItemPairs, generator: torch.Generator, bar: Prog
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            advance(step)
+            report(step, STEPS)
 
 
 @torch.no_grad()

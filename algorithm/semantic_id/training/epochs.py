@@ -87,14 +87,14 @@ def ema_epoch(
     totals = dict.fromkeys(("reconstruction_loss", "commitment_loss", "total_loss"), 0.0)
     counts = [np.zeros(size, dtype=np.int64) for size in rq_vae.config.codebook_sizes]
     seen = 0
-    with bar.task(label, num_rows) as advance, torch.no_grad():
+    with bar.task(label, num_rows) as report, torch.no_grad():
         for batch in batches:
             output = rq_vae(batch.to(device))
             for name in totals:
                 totals[name] += float(output[name]) * len(batch)
             _tally(counts, output["indices"])
             seen += len(batch)
-            advance(seen)
+            report(seen, num_rows)
     return {**{name: total / seen for name, total in totals.items()}, **_usage(counts)}
 
 
@@ -125,7 +125,7 @@ def decoder_pass(
     scale = 1.0 / float(rq_vae.encoder.unit) ** 2
     counts = [np.zeros(size, dtype=np.int64) for size in rq_vae.config.codebook_sizes]
     total, seen = 0.0, 0
-    with bar.task(label, num_rows) as advance, torch.enable_grad():
+    with bar.task(label, num_rows) as report, torch.enable_grad():
         for batch, codes in batches:
             quantized = rq_vae.codeword_sum(codes.to(device).unbind(1)).detach()  # (B, H)
             loss = F.mse_loss(rq_vae.decoder(quantized), batch.to(device))
@@ -135,7 +135,7 @@ def decoder_pass(
             total += float(loss.detach()) * len(batch)
             _tally(counts, codes.unbind(1))
             seen += len(batch)
-            advance(seen)
+            report(seen, num_rows)
     return {"reconstruction_loss": total / seen, **_usage(counts)}
 
 
@@ -182,11 +182,11 @@ def refine_epoch(
         最后一轮的码本使用情况；口径为这一轮的行，编号取自这一轮更新之前的码本。
     """
     codes: List[torch.Tensor] = []
-    with bar.task(label, len(rounds)) as advance:
+    with bar.task(label, len(rounds)) as report:
         for done, (number, seed, progress) in enumerate(rounds, start=1):
             temperature, trust = math.sqrt(1 - progress), progress if rotating else 0.0
             codes = refiner.round_(latents(number), temperature, seed, batch_size, trust=trust, beam_size=beam_size)
-            advance(done)
+            report(done, len(rounds))
     counts = [
         metrics.code_counts(indices.cpu().numpy(), size)
         for indices, size in zip(codes, rq_vae.config.codebook_sizes, strict=True)

@@ -83,13 +83,13 @@ def _kmeans_levels_(
         notes.append(f"k-means init used a seeded sample of {len(residual)} of {rows.num_train_rows} training rows")
     for level, quantizer in enumerate(encoder.rq_vae.quantizers, start=1):
         size = quantizer.num_embeddings
-        with bar.task(f"k-means L{level} ({size})", config.kmeans_iterations) as advance:
+        with bar.task(f"k-means L{level} ({size})", config.kmeans_iterations) as report:
             result = kmeans(
                 residual,
                 size,
                 generator=generator,
                 iterations=config.kmeans_iterations,
-                on_iteration=lambda iteration, _: advance(iteration),
+                progress=report,
             )
         quantizer.reset_(result.centroids)  # 时钟归零，再记上 k-means 用过的这一遍
         quantizer.install_(result.centroids, result.indices, config.batch_size)

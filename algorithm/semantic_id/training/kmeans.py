@@ -18,12 +18,13 @@ References:
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ..codebook import draw_by_weight
+from ..files.progress import OnProgress
 from ..search import prepared
 
 __all__ = ["KMeansResult", "kmeans"]
@@ -47,7 +48,7 @@ class KMeansResult(NamedTuple):
         indices: (N,) int64，每行最近的中心。
         counts: (K,) int64，每簇行数。
         inertia: Σ‖x − c‖²，float64。
-        iterations: 实际迭代数。
+        history: 每次迭代之后的 inertia，长度即实际迭代数。
         num_surplus: 没有数据可分的多余中心数（不同的行少于 K 时），它们被放在随机两行之间。
     """
 
@@ -55,7 +56,7 @@ class KMeansResult(NamedTuple):
     indices: torch.Tensor
     counts: torch.Tensor
     inertia: float
-    iterations: int
+    history: list[float]
     num_surplus: int
 
 
@@ -75,7 +76,7 @@ def kmeans(
     generator: torch.Generator,
     iterations: int = 5,
     tolerance: float = 1e-3,
-    on_iteration: Callable[[int, float], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> KMeansResult:
     """把 N 行分成 K 簇。
 
@@ -85,7 +86,7 @@ def kmeans(
         generator: CPU 上的随机数发生器；同样的种子得到同样的字节，与线程数无关。
         iterations: 迭代上限；一次迭代是更新一次中心、重新归属一遍。
         tolerance: 不换位、不过松弛的一次迭代使 inertia 相对下降不到它就停。
-        on_iteration: 每次迭代后以 (迭代序号, inertia) 调用，供进度条使用。
+        progress: 每次迭代后以 (迭代序号, 迭代上限) 调用。
 
     Returns:
         `KMeansResult`，所有迭代里 inertia 最低的一组中心。返回的 indices 对应返回的 centroids。
@@ -96,9 +97,9 @@ def kmeans(
     if 2 * _WARM_ROWS * k <= len(x):
         sample = x[order[: _WARM_ROWS * k].to(x.device)]
         centroids = _lloyd(sample, centroids, iterations, tolerance, None)[0].centroids
-    best, iteration = _lloyd(x, centroids, iterations, tolerance, on_iteration)
+    best, history = _lloyd(x, centroids, iterations, tolerance, progress)
     counts = torch.bincount(best.indices, minlength=k)
-    return KMeansResult(best.centroids, best.indices, counts, best.inertia, iteration, max(0, k - num_distinct))
+    return KMeansResult(best.centroids, best.indices, counts, best.inertia, history, max(0, k - num_distinct))
 
 
 def _lloyd(
@@ -106,9 +107,10 @@ def _lloyd(
     centroids: torch.Tensor,
     iterations: int,
     tolerance: float,
-    on_iteration: Callable[[int, float], None] | None,
-) -> tuple[_State, int]:
-    """更新、换位、过松弛、重新归属，直到收敛或次数用完；返回 inertia 最低的状态与迭代数。"""
+    progress: OnProgress | None,
+) -> tuple[_State, list[float]]:
+    """更新、换位、过松弛、重新归属，直到收敛或次数用完；返回 inertia 最低的状态与每次迭代的 inertia。"""
+    history: list[float] = []
     best = state = _assign(x, centroids)
     relax, swapping, iteration = _RELAX, True, 0
     while iteration < iterations and state.inertia > 0.0:
@@ -124,14 +126,15 @@ def _lloyd(
             centroids, num_swapped = _swap(centroids, mean, x, state)
             swapping = num_swapped * _SWAP_UNTIL >= len(mean)
         previous, state = state.inertia, _assign(x, centroids)
-        if on_iteration is not None:
-            on_iteration(iteration, state.inertia)
+        history.append(state.inertia)
+        if progress is not None:
+            progress(iteration, iterations)
         best = state if state.inertia < best.inertia else best
         if previous - state.inertia <= tolerance * state.inertia:
             if not relaxed and not num_swapped:
                 break
             relax = 0.0  # 多走已经无益，最后几步回到均值上
-    return best, iteration
+    return best, history
 
 
 def _seed(x: torch.Tensor, order: torch.Tensor, k: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:

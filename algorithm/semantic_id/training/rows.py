@@ -12,13 +12,14 @@ import hashlib
 import math
 import tempfile
 from pathlib import Path
-from typing import Callable, Iterator, List
+from typing import Iterator, List
 
 import numpy as np
 import torch
 
 from ..config import TrainerConfig
-from ..files.vectors import VectorSource
+from ..files.progress import OnProgress
+from ..files.source import VectorSource
 
 __all__ = ["TrainingRows"]
 
@@ -48,7 +49,7 @@ class TrainingRows:
         source: VectorSource,
         config: TrainerConfig,
         folder: Path | None = None,
-        on_rows: Callable[[int], None] | None = None,
+        progress: OnProgress | None = None,
     ):
         """读一遍来源。坏行在这里报错，此前什么也没写。
 
@@ -56,7 +57,7 @@ class TrainingRows:
             source: 特征来源。
             config: 用到 seed、holdout_rate、max_train_rows。
             folder: 大来源转存的临时文件放哪里（由调用者清理）；None 为系统的临时目录。
-            on_rows: 每读一块以累计行数调用，供进度条使用。
+            progress: 每读一块以（累计行数, 总行数）调用。
 
         Raises:
             ValueError: 来源里有坏行。
@@ -79,7 +80,7 @@ class TrainingRows:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / "rows.f32"
         try:
-            self._collect(source, held, on_rows)
+            self._collect(source, held, progress)
         except BaseException:  # 坏行或磁盘满：半份转存没有用，留着还会被当成没训练完的断点
             if self._path is not None:
                 self._path.unlink(missing_ok=True)
@@ -91,7 +92,7 @@ class TrainingRows:
         """每种用途一条独立的随机流，互不影响。"""
         return np.random.default_rng([self._seed, *stream])
 
-    def _collect(self, source: VectorSource, held: np.ndarray, on_rows: Callable[[int], None] | None) -> None:
+    def _collect(self, source: VectorSource, held: np.ndarray, progress: OnProgress | None) -> None:
         """一遍读完：抽样、分流、累计均值与离差（Chan 等人的分块合并公式）、算摘要。"""
         digest = hashlib.sha256()
         train: List[np.ndarray] = []
@@ -118,8 +119,8 @@ class TrainingRows:
                         kept.tofile(file)
                     else:
                         train.append(kept)
-                if on_rows is not None:
-                    on_rows(block.start + len(block.vectors))
+                if progress is not None:
+                    progress(block.start + len(block.vectors), source.num_rows)
         finally:
             if file is not None:
                 file.close()

@@ -13,13 +13,14 @@ PSI 的定义：Σ_k (q_k − p_k) ln(q_k / p_k)，p 是物品表的用量，q �
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, List
+from typing import Any, Dict, List
 
 import numpy as np
 
 from algorithm.interfaces import SemanticIDModel
 
-from ...files.vectors import VectorSource
+from ...files.progress import OnProgress
+from ...files.source import VectorSource
 from ..encoding.shards import encode_block
 from ..format.parts import codes_of
 from ..table import Catalog
@@ -59,7 +60,7 @@ def measure_drift(
     source: VectorSource,
     *,
     block_rows: int = 8192,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Dict[str, Any]:
     """量一批新特征离当初有多远。
 
@@ -112,7 +113,7 @@ def measure_drift(
 
 
 def _stream(
-    model: SemanticIDModel, source: VectorSource, block_rows: int, progress: Callable[[int, int], None] | None
+    model: SemanticIDModel, source: VectorSource, block_rows: int, progress: OnProgress | None
 ) -> tuple[List[np.ndarray], List[float], float | None]:
     """读一遍：各层用量、逐层误差之和、相对误差（定义同 `metrics.relative_mse`，没训练过的模型没有）。"""
     import torch

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from algorithm.interfaces import SemanticIDModel
 
 from ...files.durable import write_atomically
-from ...files.vectors import VectorSource
+from ...files.source import VectorSource
 from ..encoding.shards import encode_block
 from ..table import Catalog
 from ..unique.matching import Candidates, solve

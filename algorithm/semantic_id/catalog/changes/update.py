@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 from algorithm.interfaces import SemanticIDModel
 
 from ...files.durable import lock_folder
-from ...files.vectors import VectorSource, check_unique_ids
+from ...files.progress import OnProgress
+from ...files.source import VectorSource
+from ...files.vectors import check_unique_ids
 from ..encoding.shards import encode_block, plan_shards, read_vectors
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY
 from ..format.manifest import SUFFIX, CatalogError, files_of, find_stranger, write_manifest
@@ -69,7 +71,7 @@ def update_catalog(
     block_rows: int = 16384,
     rows_per_part: int = 1 << 20,
     rows_in_memory: int = DEFAULT_ROWS_IN_MEMORY,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Dict[str, Any]:
     """写新的一代。
 
@@ -178,7 +180,7 @@ class _Update:
         retire: pa.Array | None,
         rows_per_part: int,
         rows_in_memory: int,
-        progress: Callable[[int, int], None] | None,
+        progress: OnProgress | None,
     ) -> Dict[str, Any]:
         """增量 → 新的一代。"""
         catalog = self.catalog
@@ -216,7 +218,7 @@ class _Update:
             "drifted_rate": float(drifted.mean()) if here.any() else None,
         }
 
-    def _read_delta(self, progress: Callable[[int, int], None] | None) -> _Delta:
+    def _read_delta(self, progress: OnProgress | None) -> _Delta:
         """编码增量，按 item_id 排好。"""
         if self.source is None:
             none = np.zeros((0, self.levels), np.int32)

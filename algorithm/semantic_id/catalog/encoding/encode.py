@@ -19,7 +19,9 @@ import numpy as np
 
 from algorithm.interfaces import SemanticIDModel
 
-from ...files.vectors import VectorSource, check_unique_ids
+from ...files.progress import OnProgress
+from ...files.source import VectorSource
+from ...files.vectors import check_unique_ids
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY
 from ..format.manifest import STAGING_NAME
 from ..format.packing import Packing
@@ -48,7 +50,6 @@ DEFAULT_ROWS_PER_PART = 1 << 20
 _CHECK_IDS_FIRST = 20_000_000
 
 # (已完成行数, 总行数)
-Progress = Callable[[int, int], None]
 
 
 class Engine:
@@ -88,7 +89,7 @@ def encode_catalog(
     rows_per_part: int = DEFAULT_ROWS_PER_PART,
     rows_in_memory: int = DEFAULT_ROWS_IN_MEMORY,
     engine: Engine | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Dict[str, Any]:
     """编码整个来源并写成物品表。
 
@@ -177,7 +178,7 @@ def _encode_shards(
     shards: Sequence[Shard],
     staging: Path,
     block_rows: int,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> None:
     """编码还没有编码的分片。"""
     pending = [s for s in shards if not is_done(staging / shard_name(s), s.stop - s.start)]
@@ -198,9 +199,9 @@ def _encode_shards(
             progress(done, source.num_rows)
 
 
-def _report(progress: Progress, offset: int, total: int) -> Callable[[int], None]:
-    """来源里的行号 → 已完成行数。"""
-    return lambda row: progress(row + offset, total)
+def _report(progress: OnProgress, offset: int, total: int) -> OnProgress:
+    """一片之内的 (来源里的行号, 来源的行数) → 全部片的 (已完成行数, 总行数)。"""
+    return lambda row, _rows: progress(row + offset, total)
 
 
 def _settle(

@@ -13,7 +13,7 @@ import math
 import os
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from algorithm.interfaces import SemanticIDModel
 
 from ...files.durable import sync_folder, write_synced
-from ...files.vectors import Block, VectorSource, pick_rows
+from ...files.progress import OnProgress
+from ...files.source import Block, VectorSource, pick_rows
 from ..format.manifest import CatalogError
 from ..format.parts import check_range, codes_of, id_table, read_staged
 from ..unique.assign import Choices
@@ -84,7 +85,7 @@ def encode_shard(
     shard: Shard,
     staging: Path,
     block_rows: int = 16384,
-    progress: Callable[[int], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> None:
     """编码一个分片，写成 `staging/shard-NNNNN.parquet`。
 
@@ -96,7 +97,7 @@ def encode_shard(
         shard: `plan_shards` 给出的一片。
         staging: 放编码途中文件的目录。
         block_rows: 一次编码多少行；只影响内存与速度。
-        progress: 每完成一块以来源里的行号调用一次。
+        progress: 每完成一块以（来源里的行号, 来源的行数）调用一次。
 
     Raises:
         ValueError: 数据有坏行。
@@ -115,7 +116,7 @@ def encode_shard(
         if len(sampled):
             errors.append(errors_of(model, block.vectors[sampled], found[sampled]))
         if progress is not None:
-            progress(block.start + len(found))
+            progress(block.start + len(found), source.num_rows)
     rows = sum(map(len, codes))
     if rows != shard.stop - shard.start:
         raise CatalogError(

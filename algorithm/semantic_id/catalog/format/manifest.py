@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
-from ...files.durable import write_atomically
+from ...files.durable import is_temporary, write_atomically
 
 __all__ = [
     "MANIFEST_NAME",
@@ -103,10 +103,10 @@ def find_stranger(folder: Path) -> str | None:
     staged = re.compile(r"(PLAN\.json|(shard|candidates)-\d{5,9}\.parquet)(\.[0-9a-z-]+)?(\.tmp)?|scratch-[\w.-]+")
     for path in sorted(folder.iterdir()):
         if path.name == STAGING_NAME and path.is_dir() and not path.is_symlink():
-            inner = next((p.name for p in sorted(path.iterdir()) if not staged.fullmatch(p.name) or p.is_dir()), None)
-            if inner is not None:
-                return f"{STAGING_NAME}/{inner}"
-        elif not ours.fullmatch(path.name) or path.is_dir():
+            for inner in sorted(path.iterdir()):
+                if inner.is_dir() or not (staged.fullmatch(inner.name) or is_temporary(inner.name)):
+                    return f"{STAGING_NAME}/{inner.name}"
+        elif path.is_dir() or not (ours.fullmatch(path.name) or is_temporary(path.name)):
             return path.name
     return None
 

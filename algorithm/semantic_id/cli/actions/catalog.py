@@ -86,7 +86,7 @@ def update(
     source = None if features is None else open_vectors(features, id_column=id_column, vector_column=vector_column)
     leaving = None if retire is None else read_ids(retire, id_column)
     rows = source.num_rows if source is not None else 1
-    with Progress(progress) as bar, bar.task("update", rows) as advance:
+    with Progress(progress) as bar, bar.task("update", rows) as report:
         return update_catalog(
             encoder,
             catalog,
@@ -94,7 +94,7 @@ def update(
             retire=leaving,
             reuse_after=reuse_after,
             block_rows=block_rows,
-            progress=lambda done, _total: advance(done),
+            progress=report,
         )
 
 
@@ -134,7 +134,7 @@ def migrate(
     )
     folder = _fresh_partial(output)
     try:
-        with Progress(progress) as bar, bar.task("migrate", source.num_rows) as advance:
+        with Progress(progress) as bar, bar.task("migrate", source.num_rows) as report:
             old, new = encode_known(encoder, before, source, block_rows)
             labels = align_codes(old, new, encoder.codebook_sizes)
             encoder.relabel_([torch.from_numpy(label).to(encoder.feature_mean.device) for label in labels])
@@ -147,7 +147,7 @@ def migrate(
                 unique=before.unique,
                 prefix_price=float(price),
                 block_rows=block_rows,
-                progress=lambda done, _total: advance(done),
+                progress=report,
             )
         moves = write_moves(before, Catalog.open(folder / "catalog"), folder / _MIGRATED[2])
         os.replace(folder, output)
@@ -178,13 +178,13 @@ def drift(
     """量新特征离建物品表时有多远。"""
     encoder = load_model(model, device)
     source = open_vectors(features, id_column=id_column, vector_column=vector_column)
-    with Progress(progress) as bar, bar.task("drift", source.num_rows) as advance:
+    with Progress(progress) as bar, bar.task("drift", source.num_rows) as report:
         return measure_drift(
             encoder,
             Catalog.open(catalog),
             source,
             block_rows=block_rows,
-            progress=lambda done, _total: advance(done),
+            progress=report,
         )
 
 

@@ -82,5 +82,5 @@ def advise(
 ) -> Dict[str, Any]:
     """建议码本大小，见 `advise.advise_sizes`。"""
     source = open_vectors(features, id_column=id_column, vector_column=vector_column)
-    with Progress(progress) as bar, bar.task("advise", num_levels) as advance:
-        return advise_sizes(source, num_levels=num_levels, seed=seed, on_level=advance)
+    with Progress(progress) as bar, bar.task("advise", num_levels) as report:
+        return advise_sizes(source, num_levels=num_levels, seed=seed, progress=report)

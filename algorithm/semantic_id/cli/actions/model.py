@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Dict
 
 import pyarrow.parquet as pq
 
@@ -128,7 +128,7 @@ def encode(
     source = open_vectors(
         features, expected_dim=encoder.embedding_dim, id_column=id_column, vector_column=vector_column
     )
-    with Progress(progress) as bar, bar.task("encode", source.num_rows) as advance:
+    with Progress(progress) as bar, bar.task("encode", source.num_rows) as report:
         return encode_catalog(
             encoder,
             source,
@@ -140,7 +140,7 @@ def encode(
             block_rows=block_rows,
             rows_per_part=rows_per_part,
             engine=_engine(engine, address, model, device),
-            progress=_done(advance),
+            progress=report,
         )
 
 
@@ -150,14 +150,14 @@ def decode(
     """把编码解码成特征向量文件。"""
     encoder = load_model(model, device)
     # 行数要打开文件才知道，所以进度以比例计
-    with Progress(progress) as bar, bar.task("decode", 100) as advance:
+    with Progress(progress) as bar, bar.task("decode", 100) as report:
         return decode_codes_file(
             encoder,
             codes,
             output,
             overwrite=overwrite,
             block_rows=block_rows,
-            progress=lambda done, total: advance(100 * done // total),
+            progress=report,
         )
 
 
@@ -291,8 +291,3 @@ def _read_config(path: Path | None) -> Dict[str, Any]:
 
 def _only(values: Dict[str, Any], names: set[str]) -> Dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}
-
-
-def _done(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """`progress(done, total)` → 进度条只要 done。"""
-    return lambda done, _total: advance(done)

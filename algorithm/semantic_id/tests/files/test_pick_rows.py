@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from algorithm.semantic_id.files.vectors import open_vectors, pick_rows
+from algorithm.semantic_id.files.source import pick_rows
+from algorithm.semantic_id.files.vectors import open_vectors
 
 X = np.arange(80, dtype=np.float32).reshape(20, 4)
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithm.semantic_id.files import vectors
 from algorithm.semantic_id.files.vectors import check_unique_ids, open_vectors
 
 N, D = 23, 4
@@ -48,12 +47,6 @@ def drain(source, block_rows=7):
         assert len(block.ids) == rows
     assert pa.chunked_array(list(source.id_blocks(5))).to_pylist() == [i for b in blocks for i in b.ids.to_pylist()]
     return np.concatenate([b.vectors for b in blocks]), [i for b in blocks for i in b.ids.to_pylist()]
-
-
-def test_bound_is_the_one_of_the_model():
-    from algorithm.semantic_id import checks
-
-    assert vectors.MAX_ABS_FEATURE == checks.MAX_ABS_FEATURE
 
 
 @pytest.mark.parametrize("kind", ["array", "float64", "float16", "view", "memmap", "tensor", "bfloat16"])

@@ -44,18 +44,19 @@ def test_result_is_consistent():
 
 def test_returns_the_best_of_all_iterations():
     x = torch.randn(1500, 6, generator=_gen(1))
-    seen = []
-    result = kmeans(x, 40, generator=_gen(2), iterations=10, tolerance=0.0, on_iteration=lambda i, e: seen.append(e))
-    assert len(seen) == result.iterations == 10
-    assert result.inertia == min(seen)
-    assert result.inertia < 0.97 * seen[0]
+    result = kmeans(x, 40, generator=_gen(2), iterations=10, tolerance=0.0)
+    assert len(result.history) == 10
+    assert result.inertia == min(result.history)
+    assert result.inertia < 0.97 * result.history[0]
 
 
 def test_stops_when_nothing_improves():
     seen = []
-    result = kmeans(_blobs()[0], 6, generator=_gen(3), iterations=50, on_iteration=lambda i, e: seen.append(i))
-    assert seen == list(range(1, result.iterations + 1))
-    assert result.iterations < 10
+    result = kmeans(
+        _blobs()[0], 6, generator=_gen(3), iterations=50, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(i, 50) for i in range(1, len(result.history) + 1)]
+    assert len(result.history) < 10
 
 
 def test_final_centroids_are_means():
