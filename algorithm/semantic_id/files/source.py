@@ -131,9 +131,9 @@ def finish_block(start: int, ids: pa.Array, vectors: np.ndarray, name: str, name
     return Block(start, ids, np.ascontiguousarray(vectors, dtype=np.float32))
 
 
-def stamp_files(paths: Sequence[Path]) -> str:
-    """`VectorSource.stamp`：不含目录，搬过地方的同一份文件仍认得。"""
-    stats = [(path.name, path.stat()) for path in paths]
+def stamp_files(paths: Sequence[Path], names: Sequence[str] | None = None) -> str:
+    """`VectorSource.stamp`：不含所在的目录，搬过地方的同一份文件仍认得；`names` 是各自的称呼，默认文件名。"""
+    stats = [(name, path.stat()) for name, path in zip(names or [path.name for path in paths], paths, strict=True)]
     return ";".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
 
 

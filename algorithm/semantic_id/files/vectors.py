@@ -27,6 +27,7 @@ from .source import (
     finish_block,
     row_numbers,
 )
+from .vectors_npy import NpySource
 
 __all__ = ["Block", "VectorSource", "check_unique_ids", "open_vectors"]
 
@@ -62,7 +63,7 @@ def open_vectors(
 
     Args:
         features: torch 张量、NumPy 数组或 memmap、`.npy` 路径、Parquet 文件或装有 Parquet 文件的目录
-            （按文件名排序）；已经是 `VectorSource` 的原样返回。
+            （连同子目录，按相对路径排序；读不了的文件指名拒绝）；已经是 `VectorSource` 的原样返回。
         id_column: Parquet 里物品编号的列名。
         vector_column: Parquet 里特征向量的列名。
         expected_dim: 模型要求的维度；None 表示由数据决定。
@@ -141,19 +142,17 @@ def _open(features: Any, id_column: str, vector_column: str) -> VectorSource:
 
 
 def _open_path(path: Path, id_column: str, vector_column: str) -> VectorSource:
-    """按扩展名分派；目录当作一组 Parquet 文件。"""
+    """按扩展名分派；目录当作一组 Parquet 文件，没有扩展名的看内容。"""
     if not path.exists():
         raise FileNotFoundError(
             f"features path {str(path)!r} does not exist; give a .npy file, a .parquet file or a folder"
         )
-    if path.is_dir() or path.suffix == ".parquet":
-        from .vectors_parquet import ParquetSource
-
-        return ParquetSource(path, id_column, vector_column)
     if path.suffix == ".npy":
-        from .vectors_npy import NpySource
-
         return NpySource(path)
+    from .vectors_parquet import ParquetSource, is_parquet  # pyarrow 要半秒，给数组的人不必等
+
+    if path.is_dir() or path.suffix == ".parquet" or is_parquet(path):
+        return ParquetSource(path, id_column, vector_column)
     raise ValueError(
         f"features file {str(path)!r} has unknown extension {path.suffix!r}; "
         "use .npy, .parquet or a folder of .parquet files"

@@ -1,14 +1,19 @@
-"""Parquet 特征来源：一个文件，或一个目录里按名字排序的若干文件。
+"""Parquet 特征来源：一个文件，或一个目录（连同子目录）里按相对路径排序的若干文件。
 
 形状字母：N 为物品数，D 为特征维度，B 为一块的行数。只由 `vectors.open_vectors` 构造；只读。
 
 内存：行组可能有几个 GB，因此边读边解码（`buffer_size` 打开流式读），读出的小批再拼成恰好 `block_rows` 行的块。
+
+目录里有什么就读什么，读不了的指名道姓地拒绝，绝不悄悄漏掉几个文件。认文件看开头的四个字节，不看扩展名：Spark 的
+`.snappy.parquet`、Hive 的 `000000_0` 都是 Parquet。不算数据的只有：写完的标记与汇总（`_SUCCESS`、`_metadata`……）、校验
+和（`.crc`）、说明文字（README、LICENSE），以及点或下划线开头、内容又不是 Parquet 的（别的程序的临时文件）。
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List, Set, Tuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +22,19 @@ import pyarrow.parquet as pq
 
 from .source import DEFAULT_BLOCK_ROWS, Block, VectorSource, check_block_rows, finish_block, one_line, stamp_files
 
-__all__ = ["ParquetSource"]
+__all__ = ["ParquetSource", "is_parquet"]
 
 # 列块按此大小流式读入；0（默认）会把整个列块一次读进内存
 _STREAM_BYTES = 1 << 20
 # 解码批的行数上限：与块长无关，免得大块再乘上解码的中间副本
 _BATCH_ROWS = 8192
+
+_MAGIC = b"PAR1"
+# Spark、Hive、Arrow 写完之后留下的标记与汇总，里面没有行
+_MARKERS = ("_SUCCESS", "_metadata", "_common_metadata", "_committed_", "_started_")
+_PROSE = ("readme", "license", "notice", ".gitattributes", ".ds_store")
+# 目录里有它，就是别的表格式：它的日志才知道哪些文件还有效，照单全读会读到已经删除的行
+_TABLES = {"_delta_log": "Delta Lake", "metadata": "Iceberg", ".hoodie": "Hudi"}
 
 
 class ParquetSource(VectorSource):
@@ -32,13 +44,15 @@ class ParquetSource(VectorSource):
 
     def __init__(self, path: Path, id_column: str, vector_column: str) -> None:
         self._id_column, self._vector_column = id_column, vector_column
-        self._files = _list_files(path)
+        self._files = _list_files(path) if path.is_dir() else [path]
+        # 子目录里的文件常常同名，所以用相对路径称呼
+        self._names = [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in self._files]
         self.num_rows, self.id_type, vector_type = self._scan_footers()
         if self.num_rows == 0:
             raise ValueError(f"{path} is empty: 0 rows in {len(self._files)} file(s); at least one row is needed")
         self.dim = self._find_dim(vector_type)
         self.description = f"{path.name} ({self.num_rows} x {self.dim}, columns {id_column!r} and {vector_column!r})"
-        self.stamp = stamp_files(self._files)
+        self.stamp = stamp_files(self._files, self._names)
 
     def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """顺序读一段，约定见基类；跳过的行组一个字节不碰。"""
@@ -74,9 +88,9 @@ class ParquetSource(VectorSource):
         """只读各文件尾部：行数、列是否齐、类型是否一致。"""
         num_rows, types, first = 0, None, ""
         self._file_rows: List[int] = []
-        for path in self._files:
+        for path, here in zip(self._files, self._names, strict=True):
             with _open(path) as file:
-                schema, here = file.schema_arrow, path.name
+                schema = file.schema_arrow
                 for flag, column in (("--id-column", self._id_column), ("--vector-column", self._vector_column)):
                     if schema.get_field_index(column) < 0:
                         raise ValueError(
@@ -113,7 +127,7 @@ class ParquetSource(VectorSource):
     ) -> Iterator[Tuple[Any, str, int]]:
         """逐批读出 (batch, 文件名, 首行的全局行号)；读坏了的页在这里变成一行清楚的错误。"""
         row = 0
-        for path, file_rows in zip(self._files, self._file_rows, strict=True):
+        for path, name, file_rows in zip(self._files, self._names, self._file_rows, strict=True):
             if row + file_rows <= start:
                 row += file_rows
                 continue
@@ -139,7 +153,7 @@ class ParquetSource(VectorSource):
                     kept = batch.slice(first, max(last - first, 0))
                     if kept.num_rows:
                         # 列的先后跟着文件走，这里按名字取，保证与 columns 同序
-                        yield kept.select(columns), path.name, row + first
+                        yield kept.select(columns), name, row + first
                     row += batch.num_rows
 
     def _check_ids(self, ids: Any, name: str, row: int) -> pa.Array:
@@ -176,14 +190,56 @@ class ParquetSource(VectorSource):
         return values.to_numpy(zero_copy_only=False).reshape(len(lists), self.dim)
 
 
-def _list_files(path: Path) -> List[Path]:
-    """目录里的 `*.parquet`，按名字排序；以点或下划线开头的是别的程序的临时文件与标记。"""
-    if not path.is_dir():
-        return [path]
-    files = sorted(p for p in path.iterdir() if p.suffix == ".parquet" and p.is_file() and p.name[0] not in "._")
-    if not files:
-        raise ValueError(f"folder {str(path)!r} holds no .parquet file; give a folder whose own files end in .parquet")
-    return files
+def is_parquet(path: Path) -> bool:
+    """开头是不是 Parquet 的记号。"""
+    with open(path, "rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def _list_files(folder: Path) -> List[Path]:
+    """目录（连同子目录）里的全部 Parquet 文件，按相对路径的字典序。
+
+    Raises:
+        ValueError: 没有 Parquet 文件，或有认不出的东西，指出是哪一个。
+    """
+    found: List[Path] = []
+    for path in _walk(folder, {os.path.realpath(folder)}):
+        name = path.name
+        if name.startswith(_MARKERS) or name.endswith(".crc") or name.lower().startswith(_PROSE):
+            continue
+        hidden = any(part[0] in "._" for part in path.relative_to(folder).parts)
+        if is_parquet(path) and hidden:
+            raise _refuse(folder, path, "its name marks a file that another program hides or is still writing")
+        if hidden:
+            continue
+        if not is_parquet(path):
+            raise _refuse(folder, path, "it is no Parquet file")
+        found.append(path)
+    if not found:
+        raise ValueError(f"folder {str(folder)!r} holds no .parquet file; give a folder of Parquet files")
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _walk(folder: Path, seen: Set[str]) -> Iterator[Path]:
+    """全部普通文件；符号链接照样跟进去，绕回来的拒绝。"""
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            yield path
+            continue
+        kind = _TABLES.get(path.name)
+        if kind is not None and (path.name[0] in "._" or any(path.glob("*.metadata.json"))):
+            raise _refuse(folder, path, f"it belongs to a {kind} table, whose log decides which files count")
+        real = os.path.realpath(path)
+        if real in seen:
+            raise _refuse(folder, path, "it is a link back to a folder that was read already")
+        yield from _walk(path, seen | {real})
+
+
+def _refuse(folder: Path, path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"features folder {str(folder)!r} holds {path.relative_to(folder).as_posix()!r}, which cannot be read: {why}; "
+        "move it away, or give the files to read in a folder of their own"
+    )
 
 
 def _open(path: Path) -> pq.ParquetFile:

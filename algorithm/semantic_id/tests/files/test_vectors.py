@@ -146,7 +146,53 @@ def test_folder_order_is_by_name_and_ignores_markers(tmp_path):
     pq.write_table(table(X[2:4], ["a", "b"]), tmp_path / "a.parquet")
     (tmp_path / "_SUCCESS").write_text("")
     (tmp_path / ".x.parquet").write_text("junk")
+    (tmp_path / ".a.parquet.crc").write_bytes(b"crc")
+    (tmp_path / "README.md").write_text("说明")
     assert drain(open_vectors(tmp_path))[1] == ["a", "b", "c", "d"]
+
+
+def test_everything_in_a_folder_is_read(tmp_path):
+    # 根上的、Hive 分区里的、没有扩展名的、别的扩展名的：同名也各算各的
+    parts = {"part-0.parquet": "a", "dt=2026-02/part-0.parquet": "b", "dt=2026-01/000000_0": "c", "x.snappy.PQ": "d"}
+    for name, item in parts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(table(X[:3], [f"{item}{i}" for i in range(3)]), tmp_path / name)
+    source = open_vectors(tmp_path)
+    assert source.num_rows == 12
+    assert [item[0] for item in drain(source)[1]][::3] == ["c", "b", "a", "d"]  # 相对路径的字典序
+    assert [entry.split(":")[0] for entry in source.stamp.split(";")] == [
+        "dt=2026-01/000000_0", "dt=2026-02/part-0.parquet", "part-0.parquet", "x.snappy.PQ"
+    ]  # fmt: skip
+    assert drain(open_vectors(tmp_path / "dt=2026-01" / "000000_0"))[1] == ["c0", "c1", "c2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("items.csv", b"a,b", "'items.csv', which cannot be read: it is no Parquet file"),
+        ("b.parquet", b"", "'b.parquet', which cannot be read: it is no Parquet file"),
+        ("dt=1/x.npy", b"\x93NUMPY", "'dt=1/x.npy', which cannot be read: it is no Parquet file"),
+        ("_x.parquet", None, "'_x.parquet', which cannot be read: its name marks a file that another program hides"),
+        ("_temporary/0/p.parquet", None, "'_temporary/0/p.parquet', which cannot be read: its name marks a file"),
+        ("_delta_log/0.json", b"{}", "'_delta_log', which cannot be read: it belongs to a Delta Lake table"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(name, content, reason, tmp_path):
+    pq.write_table(table(X[:2], ["c", "d"]), tmp_path / "a.parquet")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    if content is None:
+        pq.write_table(table(X[:2], ["e", "f"]), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        open_vectors(tmp_path)
+
+
+def test_a_folder_that_links_back_to_itself(tmp_path):
+    pq.write_table(table(X[:2], ["c", "d"]), tmp_path / "a.parquet")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="'loop', which cannot be read: it is a link back"):
+        open_vectors(tmp_path)
 
 
 def test_other_column_names_and_a_source_given_twice(tmp_path):
