@@ -165,7 +165,13 @@ def one_writer(target: Path) -> Iterator[None]:
     real.parent.mkdir(parents=True, exist_ok=True)
     where = real.with_name(f".{real.name}.lock")
     while True:
-        descriptor = os.open(where, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            descriptor = os.open(where, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not real.is_dir():
+                raise
+            descriptor = lock_folder(real)  # 只能写目录里面，不能写它旁边：锁目录自己
+            break
         if not _lock(descriptor):
             os.close(descriptor)
             raise _busy(target)
@@ -178,7 +184,7 @@ def one_writer(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             os.unlink(where)
         os.close(descriptor)
 

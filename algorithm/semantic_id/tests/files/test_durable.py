@@ -104,6 +104,24 @@ def test_one_output_has_one_writer(tmp_path):
     assert [name for name in os.listdir(tmp_path) if name != "link"] == []
 
 
+def test_a_folder_whose_parent_cannot_be_written_is_locked_itself(tmp_path, monkeypatch):
+    real, target = os.open, tmp_path / "catalog"
+    target.mkdir()
+
+    def no_files_beside(path, *arguments, **keywords):
+        if str(path).endswith(".lock"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(durable.os, "open", no_files_beside)
+    with one_writer(target), pytest.raises(FileExistsError, match="another process is writing"), one_writer(target):
+        pass
+    with one_writer(target):
+        pass
+    with pytest.raises(PermissionError), one_writer(tmp_path / "not-there"):
+        pass
+
+
 HOLDER = """
 import os, signal, sys
 from pathlib import Path
