@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_codebook
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
 
 SIZES = (1024, 4096, 16384)
 DIM, TOPICS, NUM_PAIRS = 256, 2000, 100_000
@@ -88,8 +88,8 @@ def main() -> None:
         generate(folder, args.rows)
         encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=DIM, codebook_sizes=tuple(args.codebook_sizes)))
         train_codebook(
-            encoder, folder / "x.npy", num_epochs=0, max_train_rows=args.train_rows, output_dir=folder / "model",
-            progress=False,
+            encoder, folder / "x.npy", num_epochs=0, config=TrainerConfig(max_train_rows=args.train_rows),
+            output_dir=folder / "model", progress=False,
         )  # fmt: skip
         command = [sys.executable, __file__, "--worker", os.fspath(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

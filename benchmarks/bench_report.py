@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from bench_evaluate import DIM, generate
 
-from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_codebook
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
 from algorithm.semantic_id.cli.actions.evaluate import evaluate
 from algorithm.semantic_id.report.page import write_report
 from algorithm.semantic_id.tests.report.chromium import Chromium, find_chromium
@@ -50,7 +50,12 @@ def build(folder: Path, rows: int, sizes: tuple[int, ...]) -> tuple[Path, int, f
     name_items(folder, rows)
     encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=DIM, codebook_sizes=sizes))
     train_codebook(
-        encoder, folder / "x.npy", num_epochs=0, max_train_rows=20_000, output_dir=folder / "model", progress=False
+        encoder,
+        folder / "x.npy",
+        num_epochs=0,
+        config=TrainerConfig(max_train_rows=20_000),
+        output_dir=folder / "model",
+        progress=False,
     )
     evaluate(
         folder / "model", folder / "x.npy", items=folder / "items.parquet", labels="category",

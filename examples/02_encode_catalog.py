@@ -15,6 +15,7 @@ from algorithm.semantic_id import (
     Catalog,
     SemanticIDConfig,
     SemanticIDEncoder,
+    TrainerConfig,
     encode_catalog,
     open_vectors,
     train_codebook,
@@ -37,7 +38,7 @@ def same_category_rate(prefix: np.ndarray, category: np.ndarray) -> float:
 def main(folder: Path) -> None:
     encoder = SemanticIDEncoder(SemanticIDConfig(codebook_sizes=(32, 64, 128)))
     # num_epochs=0：只做逐层残差 k-means 初始化，对示例已经够好
-    train_codebook(encoder, DEMO, num_epochs=0, max_train_rows=2000, progress=False)
+    train_codebook(encoder, DEMO, num_epochs=0, config=TrainerConfig(max_train_rows=2000), progress=False)
 
     # 训练只见过 2,000 行，编码的是全部 8,192 行；一块一块地读，输出先写在旁边，写完才改名到位
     summary = encode_catalog(encoder, open_vectors(DEMO), folder / "catalog")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, open_vectors, train_codebook
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, open_vectors, train_codebook
 
 DEMO = Path(str(files("algorithm.semantic_id") / "demo" / "items.parquet"))
 
 
 def main() -> None:
     encoder = SemanticIDEncoder(SemanticIDConfig(codebook_sizes=(32, 64, 128)))
-    train_codebook(encoder, DEMO, num_epochs=0, max_train_rows=2000, progress=False)
+    train_codebook(encoder, DEMO, num_epochs=0, config=TrainerConfig(max_train_rows=2000), progress=False)
 
     block = next(open_vectors(DEMO).blocks(2000))
     features = torch.from_numpy(block.vectors)  # (2000, 256)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, open_vectors, train_codebook
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, open_vectors, train_codebook
 
 DEMO = Path(str(files("algorithm.semantic_id") / "demo" / "items.parquet"))
 PAD, BOS, EOS = 0, 1, 2  # 特殊词排在最前，各层编号依次往后排
@@ -43,7 +43,7 @@ def build_token_table(encoder: SemanticIDEncoder, d_model: int) -> tuple[nn.Embe
 def main() -> None:
     torch.manual_seed(0)
     encoder = SemanticIDEncoder(SemanticIDConfig(codebook_sizes=(32, 64, 128)))
-    train_codebook(encoder, DEMO, num_epochs=0, max_train_rows=2000, progress=False)
+    train_codebook(encoder, DEMO, num_epochs=0, config=TrainerConfig(max_train_rows=2000), progress=False)
     table, offsets = build_token_table(encoder, D_MODEL)
     print(f"num_tokens={table.num_embeddings} offsets={offsets[:-1]}")
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, open_vectors, train_codebook
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, open_vectors, train_codebook
 from algorithm.semantic_id.decoding import PrefixTrie, TokenLayout
 from algorithm.semantic_id.decoding.embedding_rows import init_embedding_rows_
 from algorithm.semantic_id.decoding.hf import SemanticIDLogitsProcessor
@@ -31,7 +31,7 @@ def main() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     encoder = SemanticIDEncoder(SemanticIDConfig(codebook_sizes=(32, 64, 128)))
-    train_codebook(encoder, DEMO, num_epochs=0, max_train_rows=2000, progress=False)
+    train_codebook(encoder, DEMO, num_epochs=0, config=TrainerConfig(max_train_rows=2000), progress=False)
     vectors = next(open_vectors(DEMO).blocks(8192)).vectors
     codes = encoder.encode_codes(torch.from_numpy(vectors))  # (N, 3)
     items = pq.read_table(DEMO, columns=["title", "category"]).to_pydict()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Dict, NamedTuple, Tuple
+from typing import Any, Dict, Tuple
 
 from .limits import check_float, check_int
 
-__all__ = ["EFFORTS", "MAX_BEAM_SIZE", "Effort", "SemanticIDConfig", "TrainerConfig"]
+__all__ = ["EFFORTS", "MAX_BEAM_SIZE", "SemanticIDConfig", "TrainerConfig"]
 
 _DEFAULT_NUM_CODEBOOKS = 3
+EFFORTS = ("fast", "default", "max")  # 各档做什么见 training/plan.py
 MAX_BEAM_SIZE = 1024  # 一行的候选路径全在内存里；更宽只会更慢，误差早已不降
 
 
@@ -118,29 +119,6 @@ class SemanticIDConfig:
         if unknown:
             raise ValueError(f"unknown config field {unknown[0]!r}; known fields: {', '.join(known)}")
         return cls(**values).resolved()
-
-
-class Effort(NamedTuple):
-    """一档力气：精修几轮、编码用多宽的束、要不要试解码网络。数字的来历见 docs/decisions/0006。
-
-    Attributes:
-        min_rounds: 每个精修 epoch 至少几轮，再大的数据也要这么多。
-        max_rounds: 每个精修 epoch 至多几轮；数据小、一轮便宜时用到它。也是一个 network epoch 至多的遍数。
-        beam_size: 训练好的模型用多宽的束编码。
-        network: 最后是否试解码网络。
-    """
-
-    min_rounds: int
-    max_rounds: int
-    beam_size: int
-    network: bool
-
-
-EFFORTS = {
-    "fast": Effort(min_rounds=1, max_rounds=4, beam_size=1, network=False),
-    "default": Effort(min_rounds=3, max_rounds=16, beam_size=4, network=True),
-    "max": Effort(min_rounds=8, max_rounds=48, beam_size=8, network=True),
-}
 
 
 @dataclass(frozen=True)

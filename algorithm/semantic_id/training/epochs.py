@@ -1,70 +1,165 @@
-"""一个 epoch 的三种过法：EMA、联合精修、解码网络；各返回一行记录。
+"""照计划过一个个 epoch；计划是 `plan.py` 的数据，这里只执行。
 
 - `ema`：需求的在线 EMA（训练模式的 forward），用于 uniform 起步：它自带死码字复活。
 - `refine`：`Refiner` 的若干轮，每轮是一遍编码加一次联合更新。
 - `network`：冻结码本，用 Adam 训练解码网络；编号不会变，所以只算一次。
 
-形状字母：B 批大小，K_l 码本大小，L 层数。
+形状字母：B 批大小，S 一块的行数，D 特征维度，H 隐向量宽度，K_l 码本大小，L 层数。
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..config import Effort, SemanticIDConfig
 from ..files.progress import Progress
 from ..metrics import codes as metrics
 from ..rq_vae import ResidualVectorQuantizer
+from .behaviour import fit_decoder_
+from .initialize import latents_of
+from .judge import judge
+from .plan import PATIENCE, Epoch, Plan, Round
 from .refine import Refiner
+from .state import Job, RunState
 
-__all__ = ["Round", "decoder_pass", "ema_epoch", "passes_per_epoch", "plan_phases", "refine_epoch", "rounds_per_epoch"]
+__all__ = ["EpochRunner", "decoder_pass", "ema_epoch", "refine_epoch"]
 
-_NETWORK_SHARE = 5  # 最后五分之一的 epoch 给解码网络
-_EPOCH_WORK = 2e11  # 一个精修 epoch 值得花的乘加数，约几秒；一轮就超过它时跑 effort 的下限
-
-
-def plan_phases(num_epochs: int, init: str, *, has_network: bool, fresh: bool, network: bool = True) -> List[str]:
-    """每个 epoch 做什么。
-
-    Args:
-        num_epochs: 总数。
-        init: `"kmeans"` 或 `"uniform"`。
-        has_network: 特征网络已经训练过（接着训练时）；精修不看解码网络，所以只继续训练网络。
-        fresh: 这次刚刚初始化。
-        network: 最后要不要留几个 epoch 给解码网络。
-
-    Returns:
-        长度为 num_epochs 的列表，元素为 `"ema"`、`"refine"`、`"network"`。
-    """
-    if has_network:
-        return ["network"] * num_epochs
-    last = num_epochs // _NETWORK_SHARE if network else 0
-    ema = num_epochs // 2 if fresh and init == "uniform" else 0
-    return ["ema"] * ema + ["refine"] * (num_epochs - ema - last) + ["network"] * last
+_CODE_ROWS = 65536  # 编码这么多行报一次进度
 
 
-def rounds_per_epoch(effort: Effort, num_rows: int, model_config: SemanticIDConfig) -> int:
-    """一个精修 epoch 跑几轮：数据小、一轮便宜，就多跑几轮；轮数越多误差越低（docs/log.md）。
+class EpochRunner:
+    """执行计划；跨 epoch 留着的隐向量与编号都能重算，所以不进断点。
 
     Args:
-        effort: 哪一档力气，定出上下限。
-        num_rows: 一轮用多少行。
-        model_config: 码本大小与宽度。
+        job: 料。
+        plan: 计划。
+        state: 记住的事；就地更新。
     """
-    work = num_rows * sum(model_config.codebook_sizes) * model_config.width  # 一轮编码的乘加数
-    return min(effort.max_rounds, max(effort.min_rounds, int(_EPOCH_WORK // work)))
 
+    def __init__(self, job: Job, plan: Plan, state: RunState):
+        self._job, self._plan, self._state = job, plan, state
+        self._judge_rows = job.rows.holdout if len(job.rows.holdout) else job.rows.sample()
+        self._latents: torch.Tensor | None = None
+        self._codes: torch.Tensor | None = None
 
-def passes_per_epoch(effort: Effort, num_rows: int, model_config: SemanticIDConfig) -> int:
-    """一个 network epoch 至多过几遍数据：与 `rounds_per_epoch` 同样的力气、同样的上限；参数的意义也相同。"""
-    c = model_config
-    work = 3 * num_rows * c.hidden_dim * (c.embedding_dim + c.width)  # 解码网络的前向一份，反向两份
-    return min(effort.max_rounds, max(1, int(_EPOCH_WORK // work)))
+    def run(self, epoch: Epoch) -> Dict[str, Any]:
+        """过一个 epoch，返回它的记录（不含评判）。"""
+        job, rq_vae = self._job, self._job.encoder.rq_vae
+        label = f"{epoch.phase} {epoch.number}/{job.num_epochs}"
+        if epoch.phase == "refine":
+            return self._refine(epoch.rounds, self._latents_of_round, label, rotating=not job.rows.fits_one_block)
+        if epoch.phase == "network":
+            return self._network(epoch, label)
+        batches = job.rows.batches(epoch.shuffles[0], job.config.batch_size)
+        return ema_epoch(rq_vae, batches, job.rows.num_train_rows, job.bar, label)
+
+    def judge(self) -> Tuple[Dict[str, Any], bool]:
+        """在留出行（没有时为训练行）上评判此刻的编码器，好过最好的就记下；返回（数字，是否最好）。"""
+        judged = judge(self._job.encoder, self._judge_rows, self._job.rows.mean)
+        return judged, self._state.keep_if_best(self._job.encoder, judged)
+
+    def refit(self) -> int:
+        """选定并装回最好的状态之后，留出行也来教码本：训练行与留出行一起，不加噪、按读码时的束宽更新；返回用了几行。
+
+        不再评判，所以 `holdout_` 的数字仍是它们没有参与时的，略微保守。三种情形不做，返回 0：没有留出行；
+        数据超过一块，留出行不到 3%，不值得；精修一次也没有胜过起点，那么再更新也不会。训练过的解码网络留着不动。
+        """
+        job, state = self._job, self._state
+        if not len(job.rows.holdout) or not job.rows.fits_one_block or not state.refining_paid():
+            return 0
+        z = latents_of(job.encoder, torch.cat([job.rows.draw(0), job.rows.holdout]))
+        keeps_decoder = state.history[state.best_epoch]["phase"] == "network"
+        beam_size = job.encoder.config.beam_size
+        self._refine(self._plan.refit, lambda _: z, "refit", beam_size=beam_size, fits_decoder=not keeps_decoder)
+        return len(z)
+
+    def fit_decoder(self) -> None:
+        """有物品对时隐向量离特征有一段距离，码本每变一次，就重新求一次从码字之和回到特征的线性映射。"""
+        if self._job.pairs is not None:
+            x = self._job.rows.draw(0)
+            fit_decoder_(self._job.encoder.rq_vae, x, latents_of(self._job.encoder, x))
+
+    def _refine(
+        self,
+        rounds: Sequence[Round],
+        latents: Callable[[int], torch.Tensor],
+        label: str,
+        *,
+        rotating: bool = False,
+        beam_size: int = 1,
+        fits_decoder: bool = True,
+    ) -> Dict[str, Any]:
+        """精修若干轮，再让解码跟上。"""
+        job, state = self._job, self._state
+        refiner = Refiner(job.encoder.rq_vae, self._plan.num_frozen, state.residual_std)
+        record = refine_epoch(
+            refiner, job.encoder.rq_vae, rounds, latents, job.config.batch_size, job.bar, label,
+            rotating=rotating, beam_size=beam_size,
+        )  # fmt: skip
+        state.residual_std = refiner.residual_std
+        if fits_decoder:
+            self.fit_decoder()
+        return record
+
+    def _network(self, epoch: Epoch, label: str) -> Dict[str, Any]:
+        """从最好的状态起训练解码网络若干遍，每遍都评判，结束时停在最好的一遍上；返回最后一遍的记录。
+
+        编码网络不动：训练它，未见误差只升不降（docs/log.md），编码还要多算一个网络。码本也不动，所以几个 network epoch
+        都是同样的编号，行一块放得下时只算一次。优化器每个 epoch 新建，断点不必存它。
+        """
+        job, state = self._job, self._state
+        rq_vae = job.encoder.rq_vae
+        job.encoder.load_state_dict(state.best_tensors)
+        # fused：逐参数写要走四遍
+        optimizer = torch.optim.Adam(rq_vae.decoder.parameters(), lr=epoch.learning_rate, fused=True)
+        if self._codes is None and job.rows.fits_one_block:
+            self._codes = self._encode(job.rows.draw(0), label)
+        record: Dict[str, Any] = {}
+        num_passes = stale = 0
+        for shuffle in epoch.shuffles:
+            num_passes += 1
+            title = f"{label}, pass {num_passes}/{len(epoch.shuffles)}"
+            batches = self._coded_batches(shuffle)
+            record = decoder_pass(rq_vae, batches, job.rows.num_train_rows, optimizer, job.bar, title)
+            _, is_best = self.judge()
+            stale = 0 if is_best else stale + 1
+            if stale == PATIENCE:
+                break
+        rq_vae.zero_grad(set_to_none=True)
+        job.encoder.load_state_dict(state.best_tensors)
+        return {**record, "passes": num_passes, "learning_rate": epoch.learning_rate}
+
+    def _latents_of_round(self, number: int) -> torch.Tensor:
+        """第 number 轮用的隐向量 (S, H)；行一块放得下时只算一次，否则每轮换一批行。"""
+        if self._latents is None or not self._job.rows.fits_one_block:
+            self._latents = latents_of(self._job.encoder, self._job.rows.draw(number))
+        return self._latents
+
+    def _encode(self, x: torch.Tensor, label: str) -> torch.Tensor:
+        """`x` (S, D) 的编号 (S, L) int64，在 CPU 上。"""
+        encoder, parts = self._job.encoder, []
+        with self._job.bar.task(f"{label}, encoding", len(x)) as report:
+            for start in range(0, len(x), _CODE_ROWS):
+                codes = encoder.rq_vae.encode(x[start : start + _CODE_ROWS].to(encoder.feature_mean.device))
+                parts.append(torch.stack([level.cpu() for level in codes], 1))
+                report(start, len(x))
+        return torch.cat(parts)
+
+    def _coded_batches(self, shuffle: int) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        """按第 shuffle 种次序打乱的批次：特征与编号；没有记着编号时边走边编码。"""
+        job, size = self._job, self._job.config.batch_size
+        if self._codes is None:
+            device = job.encoder.feature_mean.device
+            for batch in job.rows.batches(shuffle, size):
+                yield batch, torch.stack(list(job.encoder.rq_vae.encode(batch.to(device))), 1)
+            return
+        x, order = job.rows.draw(0), torch.from_numpy(job.rows.order(shuffle))
+        for part in order.split(size):
+            yield x[part], self._codes[part]
 
 
 def ema_epoch(
@@ -137,20 +232,6 @@ def decoder_pass(
             seen += len(batch)
             report(seen, num_rows)
     return {"reconstruction_loss": total / seen, **_usage(counts)}
-
-
-class Round(NamedTuple):
-    """精修的一轮。
-
-    Attributes:
-        number: 从 0 起，整次训练里的第几轮；决定用哪些行。
-        seed: 噪声的种子。
-        progress: [0, 1]，之前已完成的比例，1 为不加噪；温度与对旧码字的信任由它定。
-    """
-
-    number: int
-    seed: int
-    progress: float
 
 
 def refine_epoch(

@@ -45,14 +45,14 @@ class Refiner:
     Args:
         rq_vae: 就地修改它的码本。
         num_frozen: 前几层的码本不动，只精修其余各层；它们仍由编码时的残差起作用。
+        residual_std: 接着前一次精修时，那一次结束时的 `residual_std`。
 
     Attributes:
         residual_std: (H,) 上一轮结束时误差的逐维标准差；还没有跑过时为 None。它是唯一跨轮的状态，断点要存它。
     """
 
-    def __init__(self, rq_vae: ResidualVectorQuantizer, num_frozen: int = 0):
-        self._rq_vae, self._num_frozen = rq_vae, num_frozen
-        self.residual_std: torch.Tensor | None = None
+    def __init__(self, rq_vae: ResidualVectorQuantizer, num_frozen: int = 0, residual_std: torch.Tensor | None = None):
+        self._rq_vae, self._num_frozen, self.residual_std = rq_vae, num_frozen, residual_std
 
     @torch.no_grad()
     def round_(

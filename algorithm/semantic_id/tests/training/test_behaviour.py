@@ -69,7 +69,7 @@ def test_same_seed_same_bytes_and_resume_checks_the_pairs(tmp_path, monkeypatch)
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("algorithm.semantic_id.trainer.refine_epoch", stop)
+        patch.setattr("algorithm.semantic_id.training.epochs.refine_epoch", stop)
         train_codebook(SemanticIDEncoder(SMALL), x, 3, config=FAST, pairs=pairs, output_dir=tmp_path, progress=False)
     again = {"config": FAST, "output_dir": tmp_path, "resume": True, "progress": False}
     for other in (None, pairs[::-1]):

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from algorithm.semantic_id import ResidualVectorQuantizer, SemanticIDConfig
-from algorithm.semantic_id.config import EFFORTS
 from algorithm.semantic_id.files.vectors import open_vectors
 from algorithm.semantic_id.metrics.codes import collision_rate
 from algorithm.semantic_id.training import refine as refine_room
-from algorithm.semantic_id.training.epochs import passes_per_epoch, plan_phases, rounds_per_epoch
 from algorithm.semantic_id.training.kmeans import kmeans
+from algorithm.semantic_id.training.plan import EFFORTS, passes_per_epoch, plan_phases, rounds_per_epoch
 from algorithm.semantic_id.training.refine import SHRINK_VOTES, Refiner, votes
 
 

@@ -8,9 +8,9 @@ import json
 import pytest
 import torch
 
-from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_codebook
-from algorithm.semantic_id.trainer import _Run
+from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_codebook, trainer
 from algorithm.semantic_id.training import tracking
+from algorithm.semantic_id.training.tracking import EventLog
 
 X = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
 
@@ -52,18 +52,17 @@ def test_events_repeat_the_log_point_by_point(tmp_path):
 
 def test_resumed_run_draws_every_epoch_once(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
-    real = _Run._checkpoint
 
-    def stop_after_event_of_epoch_2(self, folder):
-        if self.epoch == 2:
-            self.events.write({"epoch": 2, "holdout_mse": 99.0})  # 事件已写、断点没写：被杀得最不巧的时刻
-            raise KeyboardInterrupt
-        real(self, folder)
+    class Killed(EventLog):
+        def write(self, record):
+            super().write(record)
+            if record["epoch"] == 1:
+                super().write({"epoch": 2, "holdout_mse": 99.0})  # 事件已写、断点没写：被杀得最不巧的时刻
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Run, "_checkpoint", stop_after_event_of_epoch_2)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "EventLog", Killed)
         train_codebook(new_encoder(), X, 3, output_dir=tmp_path, progress=False)
-    monkeypatch.setattr(_Run, "_checkpoint", real)
     train_codebook(new_encoder(), X, 3, output_dir=tmp_path, resume=True, progress=False)
     assert curves(tmp_path)["holdout_mse"] == expected(tmp_path)["holdout_mse"]
 

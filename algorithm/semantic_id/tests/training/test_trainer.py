@@ -14,16 +14,18 @@ import pytest
 import torch
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
-from algorithm.semantic_id import trainer as trainer_room
-from algorithm.semantic_id.config import EFFORTS
 from algorithm.semantic_id.files.vectors import open_vectors
+from algorithm.semantic_id.training import epochs as epochs_room
+from algorithm.semantic_id.training import plan as plan_room
 from algorithm.semantic_id.training import rows as training_rows
 from algorithm.semantic_id.training.judge import judge
+from algorithm.semantic_id.training.plan import EFFORTS
 from algorithm.semantic_id.training.refine import Refiner
 from algorithm.semantic_id.training.rows import TrainingRows
 
 CONFIG = SemanticIDConfig(embedding_dim=8, codebook_sizes=(8, 16), hidden_dim=8)
 FAST = TrainerConfig(batch_size=128, kmeans_iterations=3)
+UNIFORM = TrainerConfig(batch_size=128, init="uniform")
 ROUNDS = EFFORTS["default"].max_rounds  # 数据这么小，每个精修 epoch 都跑满
 
 
@@ -113,7 +115,7 @@ def test_sample_is_uniform_seeded_and_recorded(monkeypatch):
     histogram = np.histogram(taken, bins=20, range=(0, 1000))[0]
     assert histogram.min() > 90
     assert histogram.max() < 220
-    _, figures = trained(data(), max_train_rows=300)
+    _, figures = trained(data(), config=TrainerConfig(max_train_rows=300))
     assert figures["trainer_config"]["max_train_rows"] == 300
     assert figures["num_source_rows"] == 1000
     assert figures["num_train_rows"] + figures["num_holdout_rows"] == 300
@@ -151,7 +153,8 @@ import os, signal, torch
 torch.set_num_threads(1)
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
 from algorithm.semantic_id.training.refine import Refiner
-from algorithm.semantic_id.trainer import _Run
+from algorithm.semantic_id.training.epochs import EpochRunner
+from algorithm.semantic_id.training.state import RunState
 def kill_at(owner, name, count):
     real, calls = getattr(owner, name), []
     def wrapped(*args, **kwargs):
@@ -191,9 +194,9 @@ def test_resume_after_kill_9_gives_the_same_bytes(tmp_path):
         trained(x, epochs=6, output_dir=cut, resume=True)
     with pytest.raises(ValueError, match=r"cannot resume .* data_sha256"):
         trained(x + 1, epochs=10, output_dir=cut, resume=True)
-    found = killed(owner="_Run", name="_keep_if_best", count=8, resume=True, **common)
+    found = killed(owner="RunState", name="keep_if_best", count=8, resume=True, **common)
     assert found == ["epoch-000008"]
-    found = killed(owner="_Run", name="_refit", count=1, resume=True, **common)
+    found = killed(owner="EpochRunner", name="refit", count=1, resume=True, **common)
     assert found == ["epoch-000010"]
     resumed, figures = trained(x, epochs=10, output_dir=cut, resume=True)
     assert resumed.fingerprint() == reference.fingerprint()
@@ -242,14 +245,14 @@ def test_metrics_per_epoch(tmp_path):
 
 
 def test_uniform_init_goes_through_ema_first(tmp_path):
-    _, figures = trained(data(), epochs=10, init="uniform", output_dir=tmp_path)
+    _, figures = trained(data(), epochs=10, config=UNIFORM, output_dir=tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["phase"] for r in rows] == ["init", *["ema"] * 5, *["refine"] * 3, *["network"] * 2]
     assert min(figures["utilization"]) >= 0.9
 
 
 def test_keeps_the_best_state_by_held_back_error(monkeypatch):
-    monkeypatch.setattr(trainer_room._Run, "_refit", lambda self: 0)
+    monkeypatch.setattr(epochs_room.EpochRunner, "refit", lambda self: 0)
     x = data()
     encoder, figures = trained(x, epochs=6)
     rows = TrainingRows(open_vectors(x), FAST, None)
@@ -262,7 +265,7 @@ def test_refit_is_two_silent_rounds_over_every_row_with_the_reading_beam(monkeyp
     x = data()
     encoder, figures = trained(x, epochs=6)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_room._Run, "_refit", lambda self: 0)
+        patch.setattr(epochs_room.EpochRunner, "refit", lambda self: 0)
         by_hand, before = trained(x, epochs=6)
     rows = TrainingRows(open_vectors(x), FAST, None)
     z = torch.cat([rows.draw(0), rows.holdout])
@@ -306,8 +309,8 @@ def test_the_decoder_sees_every_row_with_its_own_code(monkeypatch, block_bytes):
             seen.append(x)
         return {}
 
-    monkeypatch.setattr(trainer_room, "decoder_pass", decoder_pass)
-    monkeypatch.setattr(trainer_room, "passes_per_epoch", lambda *_: 1)
+    monkeypatch.setattr(epochs_room, "decoder_pass", decoder_pass)
+    monkeypatch.setattr(plan_room, "passes_per_epoch", lambda *_: 1)
     x = data()
     trained(x, epochs=5)
     rows = TrainingRows(open_vectors(x), FAST, None)
@@ -386,7 +389,7 @@ def test_identical_rows_train():
 
 
 def test_uniform_init_is_the_requirements():
-    encoder, _ = trained(data(), epochs=0, init="uniform")
+    encoder, _ = trained(data(), epochs=0, config=UNIFORM)
     for level, size in enumerate((8, 16), start=1):
         weight = encoder.get_codebook_embeddings(level)
         assert 0.5 / size < float(weight.abs().max()) <= 1 / size
@@ -410,7 +413,7 @@ def test_mode_is_restored():
         ({"encoder": torch.nn.Linear(2, 2)}, TypeError, "encoder must be a SemanticIDEncoder, got Linear"),
         ({"config": {"seed": 1}}, TypeError, "config must be a TrainerConfig, got dict"),
         ({"resume": True}, ValueError, "resume=True needs output_dir"),
-        ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"effort": "fast"}, TypeError, "unexpected keyword argument 'effort'"),
     ],
 )
 def test_bad_arguments(change, error, text):

@@ -1,0 +1,101 @@
+"""训练落盘的事：断点与 metrics.jsonl 写出去、读回来，以及它们属于哪一次训练。
+
+断点 = `RunState` 的 JSON 部分（state.json）+ 模型、最好状态、误差标准差三组张量；先写新的再删旧的，任何时刻被杀
+都至少剩一个完整的。metrics.jsonl 是 `RunState.history` 的副本，给人看，续训时不读它。
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Dict
+
+from ..files import checkpoint
+from ..files.durable import write_atomically
+from .state import Job, RunState
+
+__all__ = ["CHECKPOINTS", "identity_of", "restore", "save"]
+
+CHECKPOINTS = "checkpoints"
+_LOG_NAME = "metrics.jsonl"
+
+
+def identity_of(job: Job) -> Dict[str, Any]:
+    """断点属于哪一次训练：任何一项不同，续训的结果就不可能与不中断的相同。"""
+    return {
+        "model_config": job.encoder.config.to_dict(),
+        "trainer_config": job.config.to_dict(),
+        "num_epochs": job.num_epochs,
+        "data_sha256": job.rows.sha256,
+        "pairs_sha256": None if job.pairs is None else job.pairs.sha256,
+    }
+
+
+def save(folder: Path, job: Job, state: RunState) -> None:
+    """写断点与日志。
+
+    Args:
+        folder: 训练目录。
+        job: 料；存它的编码器与身份。
+        state: 存它的全部。
+    """
+    groups = {"model": job.encoder.state_dict(), "best": state.best_tensors}
+    if state.residual_std is not None:
+        groups["refiner"] = {"residual_std": state.residual_std}
+    remembered = {
+        "run": identity_of(job),
+        "epoch": state.epoch,
+        "best": {"key": state.best_key, "epoch": state.best_epoch},
+        "history": state.history,
+        "notes": state.notes,
+        "phases": state.phases,
+        "num_taught_rows": state.num_taught_rows,
+    }
+    root = folder / CHECKPOINTS
+    checkpoint.write_state(root / f"epoch-{state.epoch:06d}", groups, remembered)
+    for old in root.glob("epoch-*"):
+        if old.name != f"epoch-{state.epoch:06d}":
+            shutil.rmtree(old, ignore_errors=True)
+    log = "".join(json.dumps(record) + "\n" for record in state.history)
+    write_atomically(folder / _LOG_NAME, log.encode("utf-8"))
+
+
+def restore(folder: Path, job: Job) -> RunState | None:
+    """读最新的断点，把模型的张量装回 `job.encoder`。
+
+    Args:
+        folder: 训练目录。
+        job: 料；身份须与断点的相同。
+
+    Returns:
+        断点时记住的事；没有断点为 None。
+
+    Raises:
+        ValueError: 断点属于另一次训练，或已损坏。
+    """
+    found = sorted(p for p in (folder / CHECKPOINTS).glob("epoch-*") if not p.name.endswith(".tmp"))
+    if not found:
+        return None
+    groups, remembered = checkpoint.read_state(found[-1])
+    for name, value in identity_of(job).items():
+        if remembered["run"][name] != value:
+            raise ValueError(
+                f"cannot resume {str(folder)!r}: {name} is {value!r}, the interrupted run had "
+                f"{remembered['run'][name]!r}; repeat its arguments and data, or start over with --overwrite"
+            )
+    job.encoder.load_state_dict(groups["model"])
+    device = job.encoder.feature_mean.device
+    refiner = groups.get("refiner")
+    mse, collision_rate = remembered["best"]["key"]
+    return RunState(
+        phases=remembered["phases"],
+        num_taught_rows=remembered["num_taught_rows"],
+        epoch=remembered["epoch"],
+        notes=remembered["notes"],
+        history=remembered["history"],
+        best_key=(mse, collision_rate),
+        best_epoch=remembered["best"]["epoch"],
+        best_tensors=groups["best"],
+        residual_std=None if refiner is None else refiner["residual_std"].to(device),
+    )
