@@ -56,11 +56,13 @@ def generate(folder: Path, rows: int) -> None:
 
 def worker(folder: Path) -> None:
     """被量的那个进程：一次完整的评估，最后一行是 JSON。"""
-    from algorithm.semantic_id.cli.actions.evaluate import evaluate
+    from algorithm.semantic_id.cli.options import Session
+    from algorithm.semantic_id.cli.quality import evaluate
 
     wall, cpu = time.perf_counter(), time.process_time()
-    result = evaluate(
-        folder / "model", folder / "x.npy", items=folder / "items.parquet", labels="category",
+    result = evaluate.run(
+        Session("en", progress=False), folder / "model", folder / "x.npy", items=folder / "items.parquet",
+        labels="category",
         interactions=folder / "interactions.parquet", output=folder / "evaluation",
     )  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

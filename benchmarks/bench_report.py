@@ -25,7 +25,8 @@ import torch
 from bench_evaluate import DIM, generate
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
-from algorithm.semantic_id.cli.actions.evaluate import evaluate
+from algorithm.semantic_id.cli.options import Session
+from algorithm.semantic_id.cli.quality import evaluate
 from algorithm.semantic_id.report.page import write_report
 from algorithm.semantic_id.tests.report.chromium import Chromium, find_chromium
 
@@ -57,8 +58,9 @@ def build(folder: Path, rows: int, sizes: tuple[int, ...]) -> tuple[Path, int, f
         output_dir=folder / "model",
         progress=False,
     )
-    evaluate(
-        folder / "model", folder / "x.npy", items=folder / "items.parquet", labels="category",
+    evaluate.run(
+        Session("en", progress=False), folder / "model", folder / "x.npy", items=folder / "items.parquet",
+        labels="category",
         interactions=folder / "interactions.parquet", output=folder / "model" / "evaluation",
     )  # fmt: skip
     start = time.perf_counter()

@@ -8,6 +8,7 @@ from typing import Tuple
 import torch
 
 from ..encoder import SemanticIDEncoder
+from ..errors import InputError
 
 __all__ = ["choose_device", "load_model", "parse_sizes"]
 
@@ -28,7 +29,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0].split(". ")[0]
-        raise ValueError(f"--device {name!r} cannot be used here: {reason}; use cpu, cuda or auto") from None
+        raise InputError(f"--device {name!r} cannot be used here: {reason}; use cpu, cuda or auto") from None
     return device
 
 
@@ -36,12 +37,12 @@ def parse_sizes(text: str) -> Tuple[int, ...]:
     """解析 `256,256,256`。
 
     Raises:
-        ValueError: 不是逗号分隔的正整数。
+        InputError: 不是逗号分隔的正整数。
     """
     try:
         sizes = tuple(int(part) for part in text.split(","))
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"--codebook-sizes {text!r} must be positive ints separated by commas, e.g. 256,256,256")
+        raise InputError(f"--codebook-sizes {text!r} must be positive ints separated by commas, e.g. 256,256,256")
     return sizes

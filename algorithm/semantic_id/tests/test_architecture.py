@@ -46,7 +46,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "evaluation": ("base files metrics", "numpy pyarrow torch"),
     "report": ("base files evaluation", "numpy pyarrow jinja2"),
     "cli": (
-        "base files model catalog catalog.format catalog.unique catalog.encoding catalog.changes"
+        "base files model catalog catalog.format catalog.encoding catalog.changes"
         " catalog.exchange decoding training evaluation report",
         "pyarrow rich torch typer",
     ),
@@ -58,6 +58,7 @@ TOP = {
     "__init__": "base",
     "config": "base",
     "checks": "base",
+    "errors": "base",
     "exact_linear": "model",
     "codebook": "model",
     "rq_vae": "model",

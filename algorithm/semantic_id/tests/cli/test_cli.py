@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from algorithm.semantic_id.cli import app as cli
+from algorithm.semantic_id.cli.options import Model, Session
 
 N, D = 240, 6
 RNG = np.random.default_rng(3)
@@ -239,26 +240,26 @@ def test_a_damaged_model_is_refused(room, tmp_path, capsys):
 
 
 def test_full_disk_and_bugs_and_interrupts(room, tmp_path, capsys, monkeypatch):
-    from algorithm.semantic_id.cli.actions import model as commands
+    from algorithm.semantic_id.cli.models import info as command
 
     def raising(error):
-        def action(*_, **__):
+        def action(session: Session, model: Model):
             raise error
 
         return action
 
-    monkeypatch.setattr(commands, "info", raising(OSError(28, "No space left on device", "/data/x")))
+    monkeypatch.setattr(command, "run", raising(OSError(28, "No space left on device", "/data/x")))
     assert fails(capsys, "info", "m") == "error: No space left on device: '/data/x'; free some space and run again\n"
-    monkeypatch.setattr(commands, "info", raising(PermissionError(13, "Permission denied", "/data/x")))
+    monkeypatch.setattr(command, "run", raising(PermissionError(13, "Permission denied", "/data/x")))
     assert fails(capsys, "info", "m") == "error: Permission denied: '/data/x'\n"
-    monkeypatch.setattr(commands, "info", raising(ValueError("two\nlines")))
+    monkeypatch.setattr(command, "run", raising(ValueError("two\nlines")))
     assert fails(capsys, "info", "m") == "error: two lines\n"
-    monkeypatch.setattr(commands, "info", raising(RuntimeError("our bug")))
+    monkeypatch.setattr(command, "run", raising(RuntimeError("our bug")))
     code, out, err = run(capsys, "info", "m")
     assert (code, out) == (1, "")
     assert "Traceback" in err
     assert "our bug" in err
-    monkeypatch.setattr(commands, "info", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(command, "run", raising(KeyboardInterrupt()))
     code, out, err = run(capsys, "info", "m")
     assert (code, out, err.count("\n")) == (130, "", 1)
     assert err.startswith("error: interrupted")
@@ -308,7 +309,7 @@ def test_unique_ids_from_the_command_line(room, tmp_path, capsys):
     assert 0 < free["num_moved"] < free["num_contenders"]
     table = pq.read_table(tmp_path / "free" / "part-00000.parquet", columns=["l1", "l2", "l3"])
     assert len(set(zip(*table.to_pydict().values(), strict=True))) == N
-    assert "unique='sufix' is not supported" in fails(capsys, *encode, tmp_path / "x", "--unique", "sufix")
+    assert "unique='sufix' is not supported" in fails(capsys, *encode, tmp_path / "x", "--unique=sufix")
     assert "--engine 'spark'" in fails(capsys, *encode, tmp_path / "x", "--engine", "spark")
     assert "--address is only" in fails(capsys, *encode, tmp_path / "x", "--address", "auto")
     too_many = fails(capsys, "encode", room / "model", *encode[2:], tmp_path / "x", "--unique", "nearest-free")

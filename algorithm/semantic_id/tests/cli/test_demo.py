@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from algorithm.semantic_id.cli import app as cli
-from algorithm.semantic_id.cli import text as cli_text
+from algorithm.semantic_id.cli.models import demo as command
+from algorithm.semantic_id.cli.page import Page
 from algorithm.semantic_id.evaluation import showcase
 from algorithm.semantic_id.evaluation.verdicts import judge_health, problems
 from algorithm.semantic_id.files.run_folder import check_demo_folder
@@ -63,9 +64,9 @@ def test_demo_shows_titles_in_both_languages(demo, capsys):
     categories = [group["label"] for group in result["prefixes"]]
     assert categories[:3] == ["artifact", "plant", "animal"]
     title = result["prefixes"][0]["branches"][0]["titles"][0]
-    cli_text.show_demo(result, "zh")
+    command.show(result, Page("zh"))
     zh = capsys.readouterr().out
-    cli_text.show_demo(result, "en")
+    command.show(result, Page("en"))
     en = capsys.readouterr().out
     assert "相似物品共享前缀" in zh
     assert "Similar items share a prefix" in en
@@ -77,7 +78,7 @@ def test_demo_shows_titles_in_both_languages(demo, capsys):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert '<html lang="zh">' in page
     assert "holdout_relative_mse" in page  # 训练曲线也在
-    cli_text.show_demo({**result, "report": None}, "zh")
+    command.show({**result, "report": None}, Page("zh"))
     assert "pip install 'semid[report]'" in capsys.readouterr().out
     assert not any("一" <= c <= "鿿" for c in en)
 
@@ -86,7 +87,7 @@ def test_titles_with_markup_stay_text(demo, capsys):
     _, result = demo
     forged = json.loads(json.dumps(result))
     forged["prefixes"][0]["branches"][0]["titles"] = ["[red]x[/red]", "[/]"]
-    cli_text.show_demo(forged, "zh")
+    command.show(forged, Page("zh"))
     assert "[red]x[/red] · [/]" in capsys.readouterr().out
 
 
