@@ -8,48 +8,52 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # 给类型检查看的：`as` 表示转交出去；与 `_ROOMS` 相同由测试看着
+    from .catalog import Catalog as Catalog
+    from .catalog import encode_catalog as encode_catalog
+    from .codebook import VectorQuantizer as VectorQuantizer
+    from .config import SemanticIDConfig as SemanticIDConfig
+    from .config import TrainerConfig as TrainerConfig
+    from .encoder import FeatureDecoder as FeatureDecoder
+    from .encoder import FeatureEncoder as FeatureEncoder
+    from .encoder import SemanticIDEncoder as SemanticIDEncoder
+    from .evaluation.measure import evaluate as evaluate
+    from .files.vectors import open_vectors as open_vectors
+    from .rq_vae import ResidualVectorQuantizer as ResidualVectorQuantizer
+    from .trainer import compute_codebook_utilization as compute_codebook_utilization
+    from .trainer import train_codebook as train_codebook
 
 __version__ = "0.1.0"
 
+# 公开的名字 → 它住的模块；用到时才导入
 _ROOMS = {
+    "Catalog": "catalog",
+    "FeatureDecoder": "encoder",
+    "FeatureEncoder": "encoder",
+    "ResidualVectorQuantizer": "rq_vae",
     "SemanticIDConfig": "config",
+    "SemanticIDEncoder": "encoder",
     "TrainerConfig": "config",
     "VectorQuantizer": "codebook",
-    "ResidualVectorQuantizer": "rq_vae",
-    "FeatureEncoder": "encoder",
-    "FeatureDecoder": "encoder",
-    "SemanticIDEncoder": "encoder",
-    "train_codebook": "trainer",
     "compute_codebook_utilization": "trainer",
-    "evaluate": "evaluation.measure",
-    "Catalog": "catalog",
     "encode_catalog": "catalog",
+    "evaluate": "evaluation.measure",
     "open_vectors": "files.vectors",
+    "train_codebook": "trainer",
 }
 
-__all__ = [
-    "Catalog",
-    "FeatureDecoder",
-    "FeatureEncoder",
-    "ResidualVectorQuantizer",
-    "SemanticIDConfig",
-    "SemanticIDEncoder",
-    "TrainerConfig",
-    "VectorQuantizer",
-    "compute_codebook_utilization",
-    "encode_catalog",
-    "evaluate",
-    "open_vectors",
-    "train_codebook",
-]
+__all__ = list(_ROOMS)
 
 
-def __getattr__(name: str) -> Any:
-    """按需加载公开名字（PEP 562）。"""
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+if not TYPE_CHECKING:  # 类型检查看不到它，拼错的名字才是错误
+
+    def __getattr__(name: str) -> Any:
+        """按需加载公开名字（PEP 562）。"""
+        if name not in _ROOMS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
 
 
 def __dir__() -> list[str]:
