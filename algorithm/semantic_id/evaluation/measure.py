@@ -1,90 +1,31 @@
-"""评估：流式读特征，量出重建误差、码本使用、冲突、语义与行为。
+"""量：打开的输入 → 全部指标、两张表。指标由 `metrics/records/` 的记录给出，这里只备齐它们要看的数组。
 
-形状字母：N 为物品数，B 为一块的行数，D 为特征维度，L 为层数，K_l 为码本大小，Q 为查询物品数。
-只认 `SemanticIDModel` 协议与 `metrics*`，从不 import 模型。累加用 float64；随 N 增长的只有 (N, L) int32 编码、
-每个物品一个误差与两个坐标，所以一百万物品也只要几百 MB。每个数字的定义、单位、范围、总体、出处在
-`legend.py`。
+形状字母：N 物品数，L 层数。
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from dataclasses import replace
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 import numpy as np
+import pyarrow as pa
 
 from algorithm.interfaces import SemanticIDModel
 
 from ..files.progress import OnProgress
-from ..files.source import VectorSource, pick_rows
-from ..metrics import codes as metrics
-from ..metrics import meaning
+from ..files.source import VectorSource
+from ..metrics import records
 from ..metrics.additive_means import additive_errors
-from ..metrics.behaviour import co_consumed, embedding_hit_rate, id_gini
-from ..metrics.neighbours import NearestSoFar, sample_rows
+from ..metrics.behaviour import co_consumed
 from ..metrics.prefix_means import prefix_mean_errors
-from ..metrics.principal_axes import principal_axes
+from ..metrics.records.measured import Labels, Measured
+from .inputs import ItemFacts, source_ids
+from .opening import Inputs
+from .passes import NUM_QUERIES, SEED, Encoded, Seen, Surroundings, encode_all, look_around, take_codes
+from .tables import choose_items, codeword_table, item_table
 
-__all__ = [
-    "Encoded",
-    "Surroundings",
-    "encode_all",
-    "evaluate",
-    "hit_queries",
-    "judge_additive",
-    "judge_behaviour",
-    "judge_codes",
-    "judge_labels",
-    "judge_prefix_means",
-    "look_around",
-    "take_codes",
-]
-
-NUM_NEIGHBOURS = 10
-NUM_QUERIES = 1000  # 抽样查询物品；邻居占比的标准误因此不超过 0.5 / √1000 = 0.016
-HIT_KS = (10, 100)
-SEED = 0
-_PLANE_ROWS = 20_000  # 求主成分用的行
-
-Seen = Callable[[int], None]
-
-
-class Encoded(NamedTuple):
-    """一遍读完得到的。
-
-    Attributes:
-        codes: (N, L) int32。
-        errors: (N,) float32，‖x − x̂‖²；没有解码器时为 None。
-        figures: mse、relative_mse、level_relative_mse……
-        mean: (D,) float64，这批特征自己的均值。
-        deviation: 每个物品到**训练均值**（没有模型则为自己的均值）的偏差平方的平均；errors 除以它就与 relative_mse
-        同单位。
-        own_deviation: 到这批特征自己均值的偏差平方的平均，不大于 deviation。
-        duplicates: 与前面某一行逐字节相同的行数。
-    """
-
-    codes: np.ndarray
-    errors: np.ndarray | None
-    figures: Dict[str, Any]
-    mean: np.ndarray
-    deviation: float
-    own_deviation: float
-    duplicates: int
-
-
-class Surroundings(NamedTuple):
-    """第二遍得到的。
-
-    Attributes:
-        neighbours: (Q, M) 查询物品的精确近邻；物品太少时为 None。
-        queries: (Q,) 它们的行号。
-        hits: 向量种类 → (Q', K) 余弦近邻，种类为 features、reconstruction；没有行为时为空。
-        plane: (N, 2) float32，特征在前两个主成分上的坐标。
-    """
-
-    neighbours: np.ndarray | None
-    queries: np.ndarray
-    hits: Dict[str, np.ndarray]
-    plane: np.ndarray
+__all__ = ["Result", "counter", "evaluate", "figures_of", "measure", "num_rows_read"]
 
 
 def evaluate(
@@ -94,7 +35,7 @@ def evaluate(
     block_rows: int = 8192,
     progress: OnProgress | None = None,
 ) -> Dict[str, Any]:
-    """在一批特征上评估模型的重建、码本使用与冲突；总体是 `source` 的全部行。
+    """在一批特征上评估模型的重建、码本使用与冲突；总体是 `source` 的全部行，只读一遍。
 
     Args:
         model: 满足协议的模型。
@@ -103,289 +44,222 @@ def evaluate(
         progress: 每完成一块调用一次 `progress(done_rows, total_rows)`。
 
     Returns:
-        可直接写成 JSON 的字典。num_items；mse（对全部 N×D 个元素平均，单位为特征的平方）；relative_mse
-        （定义见 `metrics.relative_mse`，没有定义时为 None，原因在 relative_mse_reason）；level_relative_mse；
-        `judge_codes` 的各项；codebook_sizes、fingerprint、features。
+        可直接写成 JSON 的字典：一遍读得到的指标（键见 `metrics/records/`），加上 num_items、codebook_sizes、
+        fingerprint、features；relative_mse 没有定义时为 None，原因在 relative_mse_reason。
 
     Raises:
         ValueError: 维度与模型不符，或数据有坏行。
     """
-    seen = _counter(source.num_rows, progress)
-    encoded = encode_all(model, source, block_rows=block_rows, on_block=seen)
-    sizes = tuple(int(k) for k in model.codebook_sizes)
-    return {
-        **encoded.figures,
-        **judge_codes(encoded.codes, sizes),
-        "fingerprint": model.fingerprint(),
-        "features": source.description,
-    }
+    sizes = tuple(int(size) for size in model.codebook_sizes)
+    inputs = Inputs(source, model, None, sizes, False, None, None, None, None)
+    encoded = _encode(inputs, block_rows, counter(source.num_rows, progress))
+    measured = _measured(inputs, encoded)
+    return {**figures_of(measured), **_facts(inputs, measured)}
 
 
-def encode_all(
-    model: SemanticIDModel, source: VectorSource, *, block_rows: int = 8192, on_block: Seen | None = None
-) -> Encoded:
-    """编码、解码、量误差，一遍读完。
+class Result(NamedTuple):
+    """一次评估量到的全部。
 
-    Raises:
-        ValueError: 维度与模型不符，或数据有坏行。
+    Attributes:
+        figures: 指标的键 → 数字。
+        facts: 说明：在多少物品上、抽了多少样、怎么对齐的。
+        items: 目录里的物品表。
+        codewords: 目录里的码字表。
+        chosen: 物品是怎样挑的。
     """
-    import torch
 
-    if source.dim != model.embedding_dim:
-        raise ValueError(
-            f"features {source.description} has width {source.dim}, but the model was built with "
-            f"embedding_dim={model.embedding_dim}; use features of that width or train a new model"
-        )
-    device = model.feature_mean.device
-    center = model.feature_mean.double().cpu().numpy()  # (D,)
-    codes = np.empty((source.num_rows, len(model.codebook_sizes)), dtype=np.int32)  # (N, L)
-    errors = np.empty(source.num_rows, dtype=np.float32)
-    hashes, sums = _Hashes(source), np.zeros(source.dim)
-    error_sum = deviation_sum = 0.0
-    levels = np.zeros(codes.shape[1])
-    for block in source.blocks(block_rows):
-        features = torch.from_numpy(block.vectors).to(device)
-        block_codes = model.encode_codes(features)  # (B, L)
-        decoded = model.decode_codes(block_codes).double().cpu().numpy()  # (B, D)
-        # decoded 与 center 都是 float64，所以差与平方也是：大数相减不丢位，一百万行累加也不丢
-        squares = np.square(block.vectors - decoded).sum(axis=1)
-        rows = slice(block.start, block.start + len(decoded))
-        errors[rows], codes[rows] = squares, block_codes.cpu().numpy()
-        error_sum += float(squares.sum())
-        deviation_sum += float(np.square(block.vectors - center).sum())
-        levels += model.path_errors(features, block_codes).double().sum(dim=0).cpu().numpy()
-        sums += block.vectors.sum(axis=0, dtype=np.float64)
-        hashes.look(block.start, block.vectors)
-        if on_block is not None:
-            on_block(len(decoded))
-    relative, reason = _relative(model, error_sum, deviation_sum)
-    figures = {
-        "num_items": source.num_rows,
-        "reconstruction": "model",
-        "mse": error_sum / (source.num_rows * source.dim),
-        "relative_mse": relative,
-        "relative_mse_reason": reason,
-        "level_relative_mse": None if relative is None else [float(v / deviation_sum) for v in levels],
-    }
-    mean, deviation = sums / source.num_rows, deviation_sum / source.num_rows
-    # Σ‖x − c‖² = Σ‖x − m‖² + N‖m − c‖²，所以不必再读一遍
-    own = max(deviation - float(np.square(mean - center).sum()), 0.0)
-    return Encoded(codes, errors, figures, mean, deviation, own, hashes.duplicates())
+    figures: Dict[str, Any]
+    facts: Dict[str, Any]
+    items: pa.Table
+    codewords: pa.Table
+    chosen: Dict[str, Any]
 
 
-def take_codes(codes: np.ndarray, source: VectorSource, *, block_rows: int = 8192) -> Encoded:
-    """没有模型时的第一遍：只读特征的均值、偏差与重复；误差由 `judge_additive` 给出。"""
-    hashes, sums = _Hashes(source), np.zeros(source.dim)
-    for block in source.blocks(block_rows):
-        sums += block.vectors.sum(axis=0, dtype=np.float64)
-        hashes.look(block.start, block.vectors)
-    mean = sums / source.num_rows
-    deviation = sum(float(np.square(block.vectors - mean).sum()) for block in source.blocks(block_rows))
-    figures: Dict[str, Any] = {"num_items": source.num_rows, "reconstruction": "additive_means"}
-    deviation /= source.num_rows
-    return Encoded(codes, None, figures, mean, deviation, deviation, hashes.duplicates())
+def num_rows_read(inputs: Inputs) -> int:
+    """总共要读多少行，供进度条用：编码、近邻各一遍，前缀平均 L 遍，没有模型时逐层平均再 L + 1 遍。"""
+    passes = 2 + len(inputs.sizes) + (0 if inputs.model is not None else len(inputs.sizes) + 1)
+    return passes * inputs.source.num_rows + (0 if inputs.unseen is None else inputs.unseen.num_rows)
 
 
-def judge_codes(codes: np.ndarray, sizes: Sequence[int]) -> Dict[str, Any]:
-    """只看编码：各层的使用与冲突。"""
-    counts = [metrics.code_counts(codes[:, i], size) for i, size in enumerate(sizes)]  # L × (K_l,)
-    collision_rate, collided_item_rate, max_collision = metrics.collision_figures(codes)
+def figures_of(measured: Measured) -> Dict[str, Any]:
+    """能量的指标都量一遍，次序同 `records.METRICS`；缺了要看的东西的不在结果里。"""
     return {
-        "codebook_sizes": list(sizes),
-        "utilization": [metrics.utilization(c) for c in counts],
-        "perplexity": [metrics.perplexity(c) for c in counts],
-        "gini": [metrics.gini(c) for c in counts],
-        "dead_codes": [int((c == 0).sum()) for c in counts],
-        "collision_rate": collision_rate,
-        "collided_item_rate": collided_item_rate,
-        "max_collision": max_collision,
-        "id_gini": id_gini(codes),
+        metric.key: metric.measure(measured)
+        for metric in records.METRICS
+        if all(getattr(measured, need) is not None for need in metric.needs)
     }
 
 
-def judge_additive(
-    encoded: Encoded,
-    source: VectorSource,
-    sizes: Sequence[int],
-    *,
-    block_rows: int = 8192,
-    on_block: Seen | None = None,
-) -> Tuple[Dict[str, Any], np.ndarray]:
-    """没有模型时的重建误差，见 `metrics/additive_means.py`。
-
-    Returns:
-        (mse、relative_mse、level_relative_mse, 每个物品的误差 (N,))。
-    """
-    sums, errors = additive_errors(source, encoded.codes, sizes, encoded.mean, block_rows=block_rows, on_block=on_block)
-    total = encoded.deviation * source.num_rows
-    relative = metrics.relative_mse(sums[-1], total)
-    figures = {
-        "mse": sums[-1] / (source.num_rows * source.dim),
-        "relative_mse": relative,
-        "relative_mse_reason": None if relative is not None else "every row equals the mean",
-        "level_relative_mse": None if relative is None else [value / total for value in sums],
-    }
-    return figures, errors
-
-
-def judge_prefix_means(
-    encoded: Encoded, source: VectorSource, *, block_rows: int = 8192, on_block: Seen | None = None
-) -> Tuple[Dict[str, Any], int | None]:
-    """同一前缀的物品都猜成平均时的误差，见 `metrics/prefix_means.py`；返回 (数字, 抽了几个组或 None)。"""
-    results = prefix_mean_errors(
-        source, encoded.codes, encoded.mean, block_rows=block_rows, seed=SEED, on_block=on_block
-    )
-    own = encoded.own_deviation * source.num_rows
-    shares = [metrics.relative_mse(result.error_sum, own) for result in results]
-    figures: Dict[str, Any] = {
-        "prefix_mean_relative_mse": None if shares[-1] is None else shares,
-        "prefix_alone_rate": [result.alone_rate for result in results],
-    }
-    sampled = [result.sampled_groups for result in results if result.sampled_groups is not None]
-    return figures, sampled[0] if sampled else None
-
-
-def judge_labels(codes: np.ndarray, labels: Sequence[str | None]) -> Dict[str, Any]:
-    """标签纯度与 NMI，逐个前缀长度；随机水平是把标签按种子打乱之后的同一个数。总体为有标签的物品。"""
-    names = np.asarray(labels, dtype=object)
-    known = np.array([name is not None for name in names], dtype=bool)
-    numbers = np.unique(names[known].astype(str), return_inverse=True)[1].reshape(-1)
-    shuffled = np.random.default_rng(SEED).permutation(numbers)
-    out: Dict[str, Any] = {"num_labels": int(numbers.max()) + 1, "num_unlabelled": int((~known).sum())}
-    for key in ("label_purity", "label_purity_chance", "nmi", "nmi_chance"):
-        out[key] = []
-    for length in range(1, codes.shape[1] + 1):
-        groups = meaning.prefix_groups(codes[known], length)
-        for tail, given in (("", numbers), ("_chance", shuffled)):
-            out["label_purity" + tail].append(meaning.label_purity(groups, given))
-            out["nmi" + tail].append(meaning.normalized_mutual_information(groups, given))
-    return out
-
-
-def look_around(
-    encoded: Encoded,
-    source: VectorSource,
-    *,
-    model: SemanticIDModel | None = None,
-    hit_rows: np.ndarray | None = None,
-    block_rows: int = 8192,
-    on_block: Seen | None = None,
-) -> Surroundings:
-    """第二遍：查询物品的近邻（精确，查询是抽样）、行为查询的余弦近邻、二维地图的坐标。
+def measure(inputs: Inputs, block_rows: int, seen: Seen) -> Result:
+    """读几遍特征，量出全部数字与两张表。
 
     Args:
-        encoded: 第一遍的结果。
-        source: 特征。
-        model: 给出时也在重建的向量上找近邻。
-        hit_rows: (Q',) 有行为的查询物品；None 为没有行为。
-        block_rows: 一次读多少行。
-        on_block: 每读完一块调用一次。
+        inputs: `open_inputs` 的结果。
+        block_rows: 一次处理多少行。
+        seen: 每读完一块以这块的行数调用。
     """
-    total = source.num_rows
-    rows, plane_rows = sample_rows(total, NUM_QUERIES, SEED), sample_rows(total, _PLANE_ROWS, SEED)
-    # 三处要的行一遍取齐：特征可能有几百 GB，多读一遍很贵
-    wanted = np.unique(np.concatenate([rows, plane_rows, *([] if hit_rows is None else [hit_rows])]))
-    gathered = np.concatenate([vectors for _, vectors in pick_rows(source, wanted, block_rows)])
-
-    def vectors_of(some: np.ndarray) -> np.ndarray:
-        return gathered[np.searchsorted(wanted, some)]
-
-    near = NearestSoFar(vectors_of(rows), rows, NUM_NEIGHBOURS) if total > NUM_NEIGHBOURS else None
-    hits: Dict[str, NearestSoFar] = {}
-    if hit_rows is not None and total > 1:
-        width = min(max(HIT_KS), total - 1)
-        hits["features"] = NearestSoFar(vectors_of(hit_rows), hit_rows, width, unit=True)
-        if model is not None:
-            hits["reconstruction"] = NearestSoFar(_decoded(model, encoded.codes[hit_rows]), hit_rows, width, unit=True)
-    axes = _principal_plane(vectors_of(plane_rows), encoded.mean)
-    plane = np.empty((total, 2), dtype=np.float32)
-    for block in source.blocks(block_rows):
-        stop = block.start + len(block.vectors)
-        plane[block.start : stop] = (block.vectors - encoded.mean) @ axes
-        if near is not None:
-            near.look(block.vectors, block.start)
-        for kind, seeker in hits.items():
-            decoded = kind == "reconstruction" and model is not None
-            seeker.look(_decoded(model, encoded.codes[block.start : stop]) if decoded else block.vectors, block.start)
-        if on_block is not None:
-            on_block(len(block.vectors))
-    found = {kind: seeker.result() for kind, seeker in hits.items()}
-    return Surroundings(None if near is None else near.result(), rows, found, plane)
-
-
-def judge_behaviour(
-    codes: np.ndarray, pairs: np.ndarray, partners: List[np.ndarray], around: Surroundings
-) -> Dict[str, Any]:
-    """共同消费提升与嵌入命中率；总体为全部物品对，命中率为抽样的查询物品。"""
-    observed, expected, lift = meaning.co_consumption(codes, pairs)
-    out: Dict[str, Any] = {
-        "num_pairs": len(pairs),
-        "co_consumption": observed,
-        "co_consumption_expected": expected,
-        "co_consumption_lift": lift,
+    encoded = _encode(inputs, block_rows, seen)
+    prefixes = prefix_mean_errors(
+        inputs.source, encoded.codes, encoded.mean, block_rows=block_rows, seed=SEED, on_block=seen
+    )
+    hit_rows: np.ndarray | None = None
+    partners: List[np.ndarray] | None = None
+    if inputs.interactions is not None:
+        hit_rows, partners = co_consumed(inputs.interactions.pairs, inputs.source.num_rows, NUM_QUERIES, SEED)
+    around = look_around(
+        encoded, inputs.source, model=inputs.model, hit_rows=hit_rows, block_rows=block_rows, on_block=seen
+    )
+    measured = replace(
+        _measured(inputs, encoded),
+        duplicates=encoded.duplicates,
+        own_deviation=encoded.own_deviation,
+        prefixes=prefixes,
+        neighbours=around.neighbours,
+        queries=around.queries,
+        labels=_labels(inputs.facts),
+        pairs=None if inputs.interactions is None else inputs.interactions.pairs,
+        partners=partners,
+        near_features=around.hits.get("features"),
+        near_reconstructions=around.hits.get("reconstruction"),
+        assigned=_assigned(inputs),
+        unseen=_unseen(inputs, block_rows, seen),
+        training=(None if inputs.model is None else inputs.model.training_figures) or None,
+    )
+    facts = _facts(inputs, measured)
+    facts["sampled"] = {
+        "neighbour_share": len(around.queries) if len(around.queries) < measured.num_items else None,
+        "embedding_hit_rate": None if hit_rows is None or len(hit_rows) < NUM_QUERIES else len(hit_rows),
+        "prefix_mean_relative_mse": next((p.sampled_groups for p in prefixes if p.sampled_groups is not None), None),
     }
-    for kind, near in around.hits.items():
-        name = "embedding_hit_rate" if kind == "features" else "reconstruction_hit_rate"
-        for k in HIT_KS:
-            if k <= near.shape[1]:
-                out[f"{name}_{k}"] = embedding_hit_rate(near, partners, k)
-                out[f"embedding_hit_rate_{k}_chance"] = k / (len(codes) - 1)
-    return out
+    return Result(figures_of(measured), facts, *_tables(inputs, encoded, measured, around))
 
 
-def hit_queries(pairs: np.ndarray, num_items: int) -> Tuple[np.ndarray, List[np.ndarray]]:
-    """命中率的查询物品与各自的共同消费物品。"""
-    return co_consumed(pairs, num_items, NUM_QUERIES, SEED)
+def _encode(inputs: Inputs, block_rows: int, seen: Seen) -> Encoded:
+    """编码与误差：模型编码一遍，或别人的编码加上逐层平均。"""
+    if inputs.model is not None:
+        return encode_all(inputs.model, inputs.source, block_rows=block_rows, on_block=seen)
+    assert inputs.codes is not None
+    encoded = take_codes(inputs.codes, inputs.source, block_rows=block_rows)
+    seen(inputs.source.num_rows)
+    sums, errors = additive_errors(
+        inputs.source, encoded.codes, inputs.sizes, encoded.mean, block_rows=block_rows, on_block=seen
+    )
+    return encoded._replace(error=sums[-1], level_errors=sums, errors=errors)
 
 
-class _Hashes:
-    """每行一个 64 位散列，用来数逐字节相同的行；一百万行 8 MB。误撞的概率约 N² / 2⁶⁵，百万行时千万分之一以下。"""
-
-    def __init__(self, source: VectorSource) -> None:
-        self._keys = np.empty(source.num_rows, dtype=np.uint64)
-        # 奇数乘子，按位置不同；加法与乘法都按 2⁶⁴ 取模
-        self._factors = np.random.default_rng(7).integers(0, 2**63, source.dim, dtype=np.uint64) * 2 + 1
-
-    def look(self, start: int, vectors: np.ndarray) -> None:
-        bits = vectors.view(np.uint32).astype(np.uint64)
-        bits = (bits ^ (bits >> np.uint64(15))) * np.uint64(0x9E3779B97F4A7C15)
-        self._keys[start : start + len(vectors)] = ((bits ^ (bits >> np.uint64(29))) * self._factors).sum(axis=1)
-
-    def duplicates(self) -> int:
-        return len(self._keys) - len(np.unique(self._keys))
+def _measured(inputs: Inputs, encoded: Encoded) -> Measured:
+    """第一遍读完就有的那一半。"""
+    return Measured(
+        codes=encoded.codes,
+        sizes=inputs.sizes,
+        num_values=inputs.source.num_rows * inputs.source.dim,
+        error=encoded.error,
+        deviation=encoded.deviation,
+        level_errors=encoded.level_errors,
+    )
 
 
-def _decoded(model: SemanticIDModel | None, codes: np.ndarray) -> np.ndarray:
-    import torch
-
-    assert model is not None
-    return model.decode_codes(torch.from_numpy(codes.astype(np.int64)).to(model.feature_mean.device)).cpu().numpy()
-
-
-def _principal_plane(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """(D, 2)：前两个主成分；一维特征的第二轴是 0。"""
-    x = vectors - mean
-    plane = principal_axes(x.T @ x, 2)
-    return plane if plane.shape[1] == 2 else np.hstack([plane, np.zeros_like(plane)])
-
-
-def _counter(total: int, progress: OnProgress | None) -> Seen | None:
+def counter(total: int, progress: OnProgress | None) -> Seen:
     """「又做了几行」→ `progress(done, total)`。"""
-    if progress is None:
-        return None
     done = 0
 
     def seen(rows: int) -> None:
         nonlocal done
         done += rows
-        progress(done, total)
+        if progress is not None:
+            progress(done, total)
 
     return seen
 
 
-def _relative(model: SemanticIDModel, error_sum: float, deviation_sum: float) -> Tuple[float | None, str | None]:
-    """没训练过的模型没有训练均值，这时给出 None 与原因，而不是一个像样的假数字。"""
-    if not model.training_figures:
-        return None, "the model was never trained, so it has no training mean to compare with"
-    value = metrics.relative_mse(error_sum, deviation_sum)
-    return value, None if value is not None else "every row equals the training mean"
+def _unseen(inputs: Inputs, block_rows: int, seen: Seen) -> Measured | None:
+    """同一个模型在没见过的物品上。"""
+    if inputs.unseen is None or inputs.model is None:
+        return None
+    encoded = encode_all(inputs.model, inputs.unseen, block_rows=block_rows, on_block=seen)
+    return _measured(inputs, encoded)
+
+
+def _labels(facts: ItemFacts | None) -> Labels | None:
+    """标签 → 有标签的行与它们的标签号。"""
+    if facts is None or facts.labels is None:
+        return None
+    names = np.asarray(facts.labels.to_pylist(), dtype=object)
+    known = np.array([name is not None for name in names], dtype=bool)
+    return Labels(np.flatnonzero(known), np.unique(names[known].astype(str), return_inverse=True)[1].reshape(-1))
+
+
+def _assigned(inputs: Inputs) -> np.ndarray | None:
+    """(N, L[+1]) 物品表里的 ID，没有的整行是 −1；没有物品表为 None。
+
+    Raises:
+        ValueError: 物品表里一个物品也没有。
+    """
+    if inputs.catalog is None:
+        return None
+    ids = source_ids(inputs.source)
+    full = np.concatenate([inputs.catalog.find(ids.slice(at, 1 << 17)) for at in range(0, len(ids), 1 << 17)])
+    if not (full[:, 0] >= 0).any():
+        raise ValueError(
+            f"catalog {str(inputs.catalog.folder)!r} holds none of the items of {inputs.source.description}; "
+            "give the catalog of these items"
+        )
+    return full
+
+
+def _facts(inputs: Inputs, m: Measured) -> Dict[str, Any]:
+    """数字之外的说明。"""
+    out: Dict[str, Any] = {
+        "num_items": m.num_items,
+        "codebook_sizes": list(inputs.sizes),
+        "reconstruction": "additive_means" if inputs.model is None else "model",
+        "relative_mse_reason": _why_no_error(inputs, m),
+        "fingerprint": None if inputs.model is None else inputs.model.fingerprint(),
+        "features": inputs.source.description,
+    }
+    if inputs.model is None:
+        out["codebook_sizes_inferred"] = inputs.sizes_inferred
+    if inputs.facts is not None:
+        out["num_items_without_facts"] = inputs.facts.num_missing
+    if m.labels is not None:
+        out["num_labels"], out["num_unlabelled"] = int(m.labels.numbers.max()) + 1, m.num_items - len(m.labels.rows)
+    if inputs.interactions is not None:
+        out["interactions"], out["num_pairs"] = inputs.interactions.population, len(inputs.interactions.pairs)
+        out["num_users"] = inputs.interactions.num_users
+        out["num_unknown_interactions"] = inputs.interactions.num_unknown
+    if m.assigned is not None:
+        out["num_in_catalog"] = int(m.in_catalog.sum())
+    if inputs.unseen is not None:
+        out["unseen"], out["unseen_num_items"] = inputs.unseen.description, inputs.unseen.num_rows
+    return out
+
+
+def _why_no_error(inputs: Inputs, m: Measured) -> str | None:
+    """相对误差为什么没有定义；有定义为 None。"""
+    if m.relative_mse is not None:
+        return None
+    if inputs.model is None:
+        return "every row equals the mean"
+    if m.deviation is None:
+        return "the model was never trained, so it has no training mean to compare with"
+    return "every row equals the training mean"
+
+
+def _tables(
+    inputs: Inputs, encoded: Encoded, m: Measured, around: Surroundings
+) -> Tuple[pa.Table, pa.Table, Dict[str, Any]]:
+    """(items 表, codewords 表, 物品是怎样挑的)。"""
+    rows, how = choose_items(encoded.codes, encoded.errors)
+    facts = inputs.facts or ItemFacts(None, None, 0)
+    mean_deviation = (encoded.deviation or 0.0) / m.num_items
+    shares = None
+    if encoded.errors is not None and mean_deviation > 0:  # 与 relative_mse 同一单位
+        shares = encoded.errors / np.float32(mean_deviation)
+    suffix = None
+    if m.assigned is not None and m.assigned.shape[1] > m.codes.shape[1]:
+        suffix = np.where(m.in_catalog, m.assigned[:, m.codes.shape[1]], 0)
+    items = item_table(
+        rows, source_ids(inputs.source), encoded.codes, around.plane,
+        titles=facts.titles, labels=facts.labels, errors=shares, suffix=suffix,
+    )  # fmt: skip
+    return items, codeword_table(encoded.codes, inputs.sizes, around.plane, facts.labels), how

@@ -88,6 +88,7 @@ class Inputs(NamedTuple):
         model: 模型；评别人的编码时为 None。
         codes: (N, L) int32，别人的编码；评模型时为 None。
         sizes: 各层码本大小。
+        sizes_inferred: 大小是由编码的最大值推出来的；真正的码本可能更大。
         facts: 物品信息。
         interactions: 用户行为。
         catalog: 物品表。
@@ -98,6 +99,7 @@ class Inputs(NamedTuple):
     model: SemanticIDModel | None
     codes: np.ndarray | None
     sizes: Tuple[int, ...]
+    sizes_inferred: bool
     facts: ItemFacts | None
     interactions: Interactions | None
     catalog: ItemCatalog | None
@@ -127,7 +129,8 @@ def open_inputs(request: Request) -> Inputs:
     if catalog is not None:
         _check_catalog(catalog, model, sizes)
     unseen = None if request.unseen is None else open_vectors(request.unseen, expected_dim=dim, **columns)
-    return Inputs(source, model, codes, sizes, facts, behaviour, catalog, unseen)
+    inferred = model is None and request.codebook_sizes is None
+    return Inputs(source, model, codes, sizes, inferred, facts, behaviour, catalog, unseen)
 
 
 def _sizes(

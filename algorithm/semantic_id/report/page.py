@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 from .. import __version__
+from ..evaluation.summary import notes, split_table
 from ..files.durable import write_atomically
 from .data import embedded_json, pack_runs, thin_items
-from .figures import compare_rows, figure_tiles, format_metric, overall, prefix_rows
+from .figures import compare_rows, figure_tiles, format_metric, overall
 from .runs import Run, read_runs
 
 __all__ = ["MAX_PAGE_BYTES", "write_report"]
@@ -146,8 +147,7 @@ def _run_view(run: Run) -> Dict[str, Any]:
         return {"name": run.name, "evaluation": None, "epochs": len(run.curves)}
     tiles = figure_tiles(evaluation)
     severity, summary = overall(tiles)
-    sizes, metrics = evaluation["codebook_sizes"], evaluation["metrics"]
-    keys = ("utilization", "perplexity", "gini", "dead_codes", "level_relative_mse")
+    figures = {**evaluation["metrics"], "codebook_sizes": evaluation["codebook_sizes"]}
     return {
         "name": run.name,
         "evaluation": evaluation,
@@ -155,24 +155,13 @@ def _run_view(run: Run) -> Dict[str, Any]:
         "tiles": tiles,
         "severity": severity,
         "summary": summary,
-        "levels": [
-            [f"L{i + 1}", f"{size:,}"] + [format_metric(key, _at(metrics.get(key), i)) for key in keys]
-            for i, size in enumerate(sizes)
-        ],
-        "prefixes": prefix_rows(metrics, len(sizes)),
-        "figures": {
-            key: " · ".join(format_metric(key, part) for part in value)
-            if isinstance(value, list)
-            else format_metric(key, value)
-            for key, value in metrics.items()
-        },
+        "levels": split_table(figures, "level", everything=True),
+        "prefixes": split_table(figures, "prefix", everything=True),
+        "notes": notes(figures),
+        "figures": {key: format_metric(key, value) for key, value in evaluation["metrics"].items()},
         "shown": 0 if run.items is None else run.items.num_rows,
         "sampled": {key: value for key, value in evaluation["sampled"].items() if value is not None},
     }
-
-
-def _at(values: Any, index: int) -> Any:
-    return values[index] if isinstance(values, list) and index < len(values) else None
 
 
 def _script() -> str:

@@ -44,7 +44,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "training": ("base search files metrics model", "numpy torch pyarrow"),
     # 只认 interfaces 里的协议，不认模型
     "evaluation": ("base files metrics", "numpy pyarrow torch"),
-    "report": ("base files evaluation", "numpy pyarrow jinja2"),
+    "report": ("base files metrics evaluation", "numpy pyarrow jinja2"),
     "cli": (
         "base files model catalog catalog.format catalog.encoding catalog.changes"
         " catalog.exchange decoding training evaluation report",

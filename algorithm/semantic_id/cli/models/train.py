@@ -110,13 +110,13 @@ def show(result: Dict[str, Any], page: Page) -> None:
 
 def show_levels(result: Dict[str, Any], page: Page) -> None:
     """逐层的码本使用；`semid evaluate` 也用它。"""
-    heads = ("word.level", "word.codewords", "word.utilization", "word.perplexity", "word.gini")
-    columns = zip(result["codebook_sizes"], result["utilization"], result["perplexity"], result["gini"], strict=True)
-    rows = [
-        (f"L{level}", str(size), f"{used:.1%}", f"{perplexity:.1f}", f"{gini:.3f}")
-        for level, (size, used, perplexity, gini) in enumerate(columns, start=1)
-    ]
-    page.table([page.text(head) for head in heads], rows)
+    from ...evaluation.summary import split_table
+
+    table = split_table(result, "level")
+    heads = [page.text("word.level"), page.text("word.codewords")]
+    heads += [head[1 if page.lang == "en" else 0] for head in table.heads]
+    rows = zip(result["codebook_sizes"], table.cells, strict=True)
+    page.table(heads, [(f"L{level}", str(size), *cells) for level, (size, cells) in enumerate(rows, start=1)])
 
 
 def _pair(result: Dict[str, Any], key: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Dict, List, Tuple
+from typing import Annotated, Any, Dict, List
 
 import typer
 
@@ -13,6 +13,8 @@ from ..options import BlockRows, Device, IdColumn, Overwrite, Session, Sizes, Ve
 from ..page import Page
 
 __all__ = ["run", "show"]
+
+_MARKS = {"bad": ("✗", "red"), "watch": ("!", "yellow"), "unknown": ("?", "cyan")}
 
 
 def run(
@@ -64,66 +66,27 @@ def run(
 
 
 def show(result: Dict[str, Any], page: Page) -> None:
-    """整体、逐层、逐个前缀长度，最后是体检结论。"""
-    page.facts(_quality(result, page))
+    """整体、逐层、逐个前缀长度，最后是体检结论；名字与写法取自各指标的记录。"""
+    from ...evaluation.summary import notes, scalar_rows, split_table
+
+    here = 1 if page.lang == "en" else 0
+    rows = [(row.name[here], row.value) for row in scalar_rows(result)]
+    page.fields([(page.text("word.items"), f"{result['num_items']:,}"), *rows])
     show_levels(result, page)
-    if result.get("neighbour_share") or result.get("label_purity") or result.get("co_consumption_lift"):
-        heads = ("word.prefix", "evaluate.neighbours", "evaluate.purity", "evaluate.lift")
-        rows = [_prefix_row(result, length) for length in range(len(result["codebook_sizes"]))]
-        page.table([page.text(head) for head in heads], rows)
+    prefixes = split_table(result, "prefix")
+    if prefixes.heads:
+        heads = [page.text("word.prefix"), *(head[here] for head in prefixes.heads)]
+        page.table(heads, [(f"1–{length}", *cells) for length, cells in enumerate(prefixes.cells, start=1)])
+    for note in notes(result):
+        page.show(f"· {note[here]}")
     _show_verdicts(result["verdicts"], page)
 
 
-def _quality(result: Dict[str, Any], page: Page) -> List[Tuple[str, str]]:
-    """整体质量的几行。"""
-    relative = result["relative_mse"]
-    error = f"{relative:.4f}" if relative is not None else f"– ({result['relative_mse_reason']})"
-    if result.get("reconstruction") == "additive_means":
-        error = page.text("evaluate.no_decoder", error=error)
-    rows = [
-        ("word.items", f"{result['num_items']:,}"),
-        ("evaluate.mse", f"{result['mse']:.4g}"),
-        ("evaluate.relative_mse", error),
-        ("evaluate.collision_rate", f"{result['collision_rate']:.2%}"),
-        ("evaluate.collided", f"{result['collided_item_rate']:.2%}"),
-        ("evaluate.crowded", str(result["max_collision"])),
-    ]
-    if "assigned_collision_rate" in result:
-        rows.append(("evaluate.assigned", f"{result['assigned_collision_rate']:.2%}"))
-    if result.get("generalisation_ratio") is not None:
-        unseen = f"{result['unseen_relative_mse']:.4f} ({result['generalisation_ratio']:.2f} ×)"
-        rows.append(("evaluate.generalisation", unseen))
-    if result.get("embedding_hit_rate_10") is not None:
-        kept = result.get("reconstruction_hit_rate_10")
-        rates = f"{result['embedding_hit_rate_10']:.2%} / " + ("–" if kept is None else f"{kept:.2%}")
-        rows.append(("evaluate.hit_rate", rates))
-    return rows
-
-
-def _prefix_row(result: Dict[str, Any], length: int) -> Tuple[str, ...]:
-    """一个前缀长度的语义与行为，随机水平在括号里。"""
-    lift = (result.get("co_consumption_lift") or {length: None})[length]
-    return (
-        f"1–{length + 1}",
-        _beside(result, "neighbour_share", "prefix_chance", length, ".1%"),
-        _beside(result, "label_purity", "label_purity_chance", length, ".2f"),
-        "–" if lift is None else f"{lift:.2f}",
-    )
-
-
-def _beside(result: Dict[str, Any], key: str, chance: str, length: int, style: str) -> str:
-    """「数字（随机水平）」；没有量的写短横。"""
-    if not result.get(key):
-        return "–"
-    return f"{result[key][length]:{style}} ({result[chance][length]:{style}})"
-
-
 def _show_verdicts(verdicts: List[Dict[str, str]], page: Page) -> None:
-    """体检结论；没有问题也要说出来，否则看不出查过没有。"""
-    bad = [verdict for verdict in verdicts if verdict["severity"] != "ok"]
-    if not bad:
-        page.say("evaluate.healthy", style="green")
-    marks = {"bad": ("✗", "red"), "watch": ("!", "yellow")}
-    for verdict in bad:
-        mark, style = marks[verdict["severity"]]
+    """体检结论；没有问题要说，没法判断的也要说，否则像是没有问题。"""
+    found = [verdict for verdict in verdicts if verdict["severity"] != "ok"]
+    if all(verdict["severity"] == "unknown" for verdict in found):
+        page.say("evaluate.healthy_part" if found else "evaluate.healthy", style="green")
+    for verdict in found:
+        mark, style = _MARKS.get(verdict["severity"], _MARKS["watch"])
         page.pairs([(mark, verdict[page.lang], style)])

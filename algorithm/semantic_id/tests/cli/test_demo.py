@@ -13,7 +13,6 @@ from algorithm.semantic_id.cli import app as cli
 from algorithm.semantic_id.cli.models import demo as command
 from algorithm.semantic_id.cli.page import Page
 from algorithm.semantic_id.evaluation import showcase
-from algorithm.semantic_id.evaluation.verdicts import judge_health, problems
 from algorithm.semantic_id.files.run_folder import check_demo_folder
 
 HEALTHY = {
@@ -116,36 +115,3 @@ def test_prefix_agreement_by_hand_and_by_brute_force():
     wide = np.repeat(codes, 40, axis=1) * (2**31 - 1)  # 位数超过 63 的路
     assert showcase.prefix_agreement(wide, labels, 80) == pytest.approx(1 / 2)
     assert doctest.testmod(showcase).failed == 0
-
-
-def test_no_verdict_on_a_healthy_model():
-    verdicts = judge_health(HEALTHY, {"holdout_relative_mse": 0.5})
-    assert problems(verdicts) == []
-    assert [verdict.metric for verdict in verdicts] == ["perplexity", "collision_rate", "relative_mse"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "training", "code", "number"),
-    [
-        ({"num_items": 20}, {}, "fewer_items_than_codewords", "20"),
-        ({"utilization": [1.0, 0.3]}, {}, "utilization_low", "30.0%"),
-        ({"perplexity": [12.0, 4.0]}, {}, "perplexity_low", "L2"),
-        ({"collision_rate": 0.25, "max_collision": 7}, {}, "collisions_high", "7"),
-        ({"relative_mse": 0.95}, {}, "error_high", "0.95"),
-        ({}, {"holdout_relative_mse": 0.3}, "drift", "0.30"),
-    ],
-)
-def test_each_verdict_can_be_provoked(changes, training, code, number):
-    (verdict,) = problems(judge_health({**HEALTHY, **changes}, training))
-    assert verdict.code == code
-    assert number in verdict.zh
-    assert number in verdict.en
-
-
-def test_small_samples_are_not_blamed_on_the_codebook():
-    # 64 个物品随机落进 32 个码字，期望用到 86%；用到 50% 不算死码字
-    assert problems(judge_health({**HEALTHY, "num_items": 64, "utilization": [1.0, 0.5]}, None)) == []
-
-
-def test_undefined_error_gives_no_verdict():
-    assert problems(judge_health({**HEALTHY, "relative_mse": None}, {"holdout_relative_mse": 0.1})) == []

@@ -14,10 +14,8 @@ from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_cod
 from algorithm.semantic_id.cli import app as cli
 from algorithm.semantic_id.evaluation.folder import read_evaluation_folder
 from algorithm.semantic_id.evaluation.inputs import read_codes, read_interactions, read_item_facts
-from algorithm.semantic_id.evaluation.legend import METRIC_KEYS, legend_of
-from algorithm.semantic_id.evaluation.sentences import SENTENCES
-from algorithm.semantic_id.evaluation.verdicts import judge_health, problems
 from algorithm.semantic_id.files.vectors import open_vectors
+from algorithm.semantic_id.metrics import records
 
 N, D = 400, 8
 RNG = np.random.default_rng(3)
@@ -79,14 +77,12 @@ def test_everything_at_once(room, capsys, tmp_path):
     assert got["sampled"] == {"neighbour_share": None, "embedding_hit_rate": None, "prefix_mean_relative_mse": None}
     # 图例不多不少
     evaluation, items, codewords = read_evaluation_folder(tmp_path / "e")
-    measured = {key for key in got if key in METRIC_KEYS and got[key] is not None}
+    known = records.by_key()
+    measured = {key for key in got if key in known and got[key] is not None}
+    assert {"co_consumption_lift", "label_purity", "generalisation_ratio", "assigned_collision_rate"} <= measured
     assert {entry["key"] for entry in evaluation["legend"]} == measured
     assert evaluation["name"] == "e"
-    for entry in legend_of(dict.fromkeys(METRIC_KEYS, 1)):
-        assert all(
-            entry[field] for field in ("key", "zh", "en", "definition_zh", "definition_en", "range", "population")
-        )
-    assert set(got) - set(METRIC_KEYS) - set(evaluation["metrics"]) <= {
+    assert set(got) - set(known) - set(evaluation["metrics"]) <= {
         "num_items", "codebook_sizes", "verdicts", "sampled", "fingerprint", "features", "output"
     }  # fmt: skip
     assert items.column("title").to_pylist()[3] == "<b>3"
@@ -223,65 +219,3 @@ def test_interactions_by_hand(tmp_path):
     pq.write_table(pa.table({"train_items": [["a", "b"]]}), tmp_path / "text.parquet")
     with pytest.raises(TypeError, match="item ids of type string, but the features have int64"):
         read_interactions(tmp_path / "text.parquet", source)
-
-
-HEALTHY = {
-    "num_items": 1000, "codebook_sizes": [16, 256], "utilization": [1.0, 1.0], "perplexity": [12.0, 200.0],
-    "collision_rate": 0.01, "max_collision": 2, "relative_mse": 0.4, "duplicate_rate": 0.0,
-    "level_relative_mse": [0.7, 0.4], "neighbour_share": [0.6, 0.1], "prefix_chance": [0.07, 0.001],
-    "label_purity": [0.8, 0.9], "label_purity_chance": [0.3, 0.5], "num_labels": 5, "co_consumption_lift": [4.0, 9.0],
-    "embedding_hit_rate_10": 0.06, "embedding_hit_rate_10_chance": 0.01, "reconstruction_hit_rate_10": 0.05,
-    "unseen_relative_mse": 0.42, "generalisation_ratio": 1.05, "assigned_collision_rate": 0.0, "num_not_in_catalog": 0,
-}  # fmt: skip
-
-PROVOKED = [
-    ({"num_items": 20}, "fewer_items_than_codewords", "watch", "20"),
-    ({"utilization": [1.0, 0.3]}, "utilization_low", "bad", "30.0%"),
-    ({"perplexity": [12.0, 12.0]}, "perplexity_low", "bad", "12"),
-    ({"perplexity": [12.0, 30.0]}, "perplexity_low", "watch", "L2"),
-    ({"collision_rate": 0.25, "max_collision": 7}, "collisions_high", "watch", "7"),
-    ({"collision_rate": 0.5}, "collisions_high", "bad", "50.0%"),
-    ({"collision_rate": 0.25, "duplicate_rate": 0.2}, "duplicates", "watch", "20.0%"),
-    ({"assigned_collision_rate": 0.03}, "catalog_not_unique", "bad", "3.0%"),
-    ({"num_not_in_catalog": 7}, "catalog_incomplete", "watch", "7"),
-    ({"relative_mse": 0.95}, "error_high", "bad", "0.95"),
-    ({"level_relative_mse": [0.4, 0.396]}, "level_idle", "watch", "L2"),
-    ({"neighbour_share": [0.08, 0.0]}, "hierarchy_weak", "bad", "8.0%"),
-    ({"neighbour_share": [0.15, 0.0]}, "hierarchy_weak", "watch", "7.0%"),
-    ({"label_purity": [0.32, 0.9]}, "labels_ignored", "watch", "0.30"),
-    ({"co_consumption_lift": [1.05, None]}, "behaviour_weak", "bad", "1.05"),
-    ({"co_consumption_lift": [1.3, 2.0]}, "behaviour_weak", "watch", "1.30"),
-    (
-        {"co_consumption_lift": [5.4, 9.0], "codebook_sizes": [256, 256], "perplexity": [200.0, 200.0]},
-        "behaviour_thin", "watch", "5.4",
-    ),
-    ({"embedding_hit_rate_10": 0.015}, "features_without_behaviour", "watch", "1.50%"),
-    ({"reconstruction_hit_rate_10": 0.02}, "hit_rate_lost", "watch", "2.00%"),
-    ({"generalisation_ratio": 1.5, "unseen_relative_mse": 0.6}, "generalisation_gap", "watch", "1.50"),
-    ({"generalisation_ratio": 2.5, "unseen_relative_mse": 1.0}, "generalisation_gap", "bad", "1.00"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("changes", "code", "severity", "number"), PROVOKED)
-def test_each_verdict_names_cause_and_cure(changes, code, severity, number):
-    (verdict,) = problems(judge_health({**HEALTHY, **changes}))
-    assert (verdict.code, verdict.severity) == (code, severity)
-    assert verdict.metric in METRIC_KEYS
-    assert number in verdict.zh
-    assert number in verdict.en
-
-
-def test_few_codes_are_not_held_to_the_lift_of_many_and_behaviour_speaks_first():
-    few = {**HEALTHY, "co_consumption_lift": [5.4, 9.0]}  # L1 只有 16 个码字
-    assert not problems(judge_health(few))
-    assert judge_health(few)[0].metric == "co_consumption_lift"
-
-
-def test_every_sentence_is_provoked_and_healthy_figures_are_ok():
-    verdicts = judge_health(HEALTHY, {"holdout_relative_mse": 0.4})
-    assert {verdict.severity for verdict in verdicts} == {"ok"}
-    (drift,) = problems(judge_health(HEALTHY, {"holdout_relative_mse": 0.3}))
-    assert (drift.code, drift.severity) == ("drift", "watch")
-    seen = {verdict.code for verdict in verdicts} | {code for _, code, _, _ in PROVOKED} | {"drift"}
-    assert seen == set(SENTENCES)
-    assert len({verdict.metric for verdict in verdicts}) == len(verdicts) == 9

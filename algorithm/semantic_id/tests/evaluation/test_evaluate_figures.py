@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from algorithm.semantic_id.evaluation import measure as evaluation
-from algorithm.semantic_id.evaluation import tables
+from algorithm.semantic_id.evaluation import passes, tables
+from algorithm.semantic_id.evaluation.measure import figures_of
 from algorithm.semantic_id.files.vectors import open_vectors
 from algorithm.semantic_id.metrics import additive_means, neighbours
 from algorithm.semantic_id.metrics import behaviour as metrics_behaviour
@@ -18,6 +18,7 @@ from algorithm.semantic_id.metrics import prefix_means as means_room
 from algorithm.semantic_id.metrics.additive_means import additive_errors
 from algorithm.semantic_id.metrics.neighbours import NearestSoFar, exact_neighbours
 from algorithm.semantic_id.metrics.prefix_means import prefix_mean_errors
+from algorithm.semantic_id.metrics.records.measured import Labels, Measured
 from algorithm.semantic_id.tests.fake_model import FakeModel
 from algorithm.semantic_id.training import advise
 
@@ -107,39 +108,43 @@ def test_additive_errors_recover_residual_codebooks_and_expose_random_codes():
 
 def test_labels_beside_shuffled_labels():
     codes = np.repeat(np.arange(10), 30)[:, None]
-    labels = [f"c{i // 60}" for i in range(300)]
-    got = evaluation.judge_labels(codes, [*labels[:-1], None])
+    rows = np.arange(299)  # 最后一个没有标签
+    got = figures_of(Measured(codes, (10,), labels=Labels(rows, rows // 60)))
     assert got["label_purity"] == [1.0]
     assert 0.2 < got["label_purity_chance"][0] < 0.5
     assert got["nmi"][0] > 0.8 > 0.2 > got["nmi_chance"][0]
-    assert (got["num_labels"], got["num_unlabelled"]) == (5, 1)
+    assert "mse" not in got  # 没有量的不在结果里
 
 
 def test_second_pass_by_brute_force():
     model = FakeModel(sizes=(4, 3), dim=4, mean=[0.0] * 4)
     source = open_vectors(X)
-    encoded = evaluation.encode_all(model, source, block_rows=7)
+    encoded = passes.encode_all(model, source, block_rows=7)
     pairs = np.array([[0, 1], [1, 2], [5, 9]])
-    rows, partners = evaluation.hit_queries(pairs, 60)
-    around = evaluation.look_around(encoded, source, model=model, hit_rows=rows, block_rows=7)
+    rows, partners = metrics_behaviour.co_consumed(pairs, 60, passes.NUM_QUERIES, 0)
+    around = passes.look_around(encoded, source, model=model, hit_rows=rows, block_rows=7)
     assert around.neighbours.tolist() == exact_neighbours(X, 10).tolist()
     unit = X / np.linalg.norm(X.astype(np.float64), axis=1, keepdims=True)
     near = exact_neighbours(unit, 59, rows)
     assert around.hits["features"].tolist() == near.tolist()
-    figures = evaluation.judge_behaviour(encoded.codes, pairs, partners, around)
+    hits = around.hits["features"]
+    figures = figures_of(Measured(encoded.codes, (4, 3), pairs=pairs, partners=partners, near_features=hits))
     want = np.mean([len(set(near[i, :10]) & set(mine)) / len(mine) for i, mine in enumerate(partners)])
     assert figures["embedding_hit_rate_10"] == pytest.approx(want)
     assert figures["embedding_hit_rate_10_chance"] == 10 / 59
-    assert "embedding_hit_rate_100" not in figures
+    assert figures["embedding_hit_rate_100"] is None  # 只有 59 个别的物品
+    assert "reconstruction_hit_rate_10" not in figures
     centred = X - MEAN
     values, axes = np.linalg.eigh(centred.T @ centred)
-    assert np.abs(around.plane[:, 0]) == pytest.approx(np.abs(centred @ axes[:, -1]), abs=1e-4)
-    assert encoded.own_deviation == pytest.approx(np.square(centred).sum() / 60, rel=1e-9)
+    for axis in (0, 1):  # 符号定死：每个方向绝对值最大的分量为正，地图不会翻转
+        direction = axes[:, -1 - axis] * np.sign(axes[np.abs(axes[:, -1 - axis]).argmax(), -1 - axis])
+        assert around.plane[:, axis] == pytest.approx(centred @ direction, abs=1e-4)
+    assert encoded.own_deviation == pytest.approx(np.square(centred).sum(), rel=1e-9)
 
 
 def test_duplicates_are_counted_byte_for_byte():
     x = np.concatenate([X, X[:5], X[:1] + 1e-3]).astype(np.float32)
-    encoded = evaluation.take_codes(np.zeros((66, 1), np.int32), open_vectors(x), block_rows=7)
+    encoded = passes.take_codes(np.zeros((66, 1), np.int32), open_vectors(x), block_rows=7)
     assert encoded.duplicates == 5
 
 
