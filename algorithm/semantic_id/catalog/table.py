@@ -16,8 +16,8 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 import numpy as np
 import pyarrow as pa
 
+from ..code_keys import Packing
 from .format.manifest import MANIFEST_NAME, SUFFIX, CatalogError, files_of, id_columns, read_manifest
-from .format.packing import Packing
 from .format.parts import check_range, codes_of, id_table, read_checked
 from .index.lookup import CatalogIndex
 

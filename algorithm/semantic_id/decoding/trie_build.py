@@ -3,8 +3,8 @@
 形状字母：N 物品数，L 层数，E_l 长度为 l 的不同前缀个数（E_0 = 1，即根），也就是第 l 层的边数：每条边通向唯一的结点，
 所以「边的下标」就是「下一层结点的编号」，不必再存指针。
 
-内存是这里的难处：千万物品时一列 int64 就是 80 MB。所以编码与行号挤进同一个 int64 就地排序（一次排序得到次序与行号），
-再一列一列地拆开；挤不下时退到 argsort 与 lexsort，结果相同。
+内存是这里的难处：千万物品时一列 int64 就是 80 MB。所以编码与行号打包进同一个 int64 就地排序（一次排序得到次序与行号），
+再一列一列地拆开；一个 int64 放不下时只打包编码，再稳定地排，结果相同。
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
+from ..code_keys import Packing, comparable
+
 __all__ = ["TrieArrays", "build_arrays", "check_codes", "check_sizes", "narrow_int"]
 
 # 一次拆多少行：中间结果留在缓存里，也不会多出一整列 int64
 _CHUNK = 1 << 18
-_INT64_LIMIT = 1 << 63
 
 
 class TrieArrays(NamedTuple):
@@ -121,52 +122,17 @@ def check_codes(codes: np.ndarray, sizes: Sequence[int] | None) -> Tuple[int, ..
 
 def _sorted_columns(codes: np.ndarray, sizes: Sequence[int]) -> Tuple[Callable[[int], np.ndarray], np.ndarray]:
     """排序。返回 (层 → 排好序的那一列 (N,), 行号的次序 (N,))。"""
-    num_rows = len(codes)
-    total = 1
-    for size in sizes:
-        total *= size
-    row_kind = index_int(num_rows)
-    if total * num_rows < _INT64_LIMIT:
-        keys = _pack(codes, sizes, num_rows)
-        keys.sort()  # 键互不相同（含行号），所以快速排序也是确定的
-        order = _unpack(keys, 1, num_rows, row_kind)
-        strides = _strides(sizes, num_rows)
-        return lambda level: _unpack(keys, strides[level], sizes[level], narrow_int(sizes[level] - 1)), order
-    if total < _INT64_LIMIT:
-        order = np.argsort(_pack(codes, sizes, None), kind="stable").astype(row_kind)
-    else:
-        order = np.lexsort(tuple(codes[:, level] for level in reversed(range(len(sizes))))).astype(row_kind)
-    return lambda level: codes[order, level].astype(narrow_int(sizes[level] - 1)), order
-
-
-def _strides(sizes: Sequence[int], num_rows: int) -> List[int]:
-    """混合进制里各层的权；最低位是行号。"""
-    strides = [num_rows]
-    for size in reversed(sizes[1:]):
-        strides.insert(0, strides[0] * size)
-    return strides
-
-
-def _pack(codes: np.ndarray, sizes: Sequence[int], num_rows: int | None) -> np.ndarray:
-    """(N, L) → (N,) int64 混合进制；给了 num_rows 就把行号放在最低位。"""
-    keys = np.empty(len(codes), dtype=np.int64)
-    for start in range(0, len(codes), _CHUNK):
-        block = codes[start : start + _CHUNK]
-        key = block[:, 0].astype(np.int64)
-        for level in range(1, len(sizes)):
-            key *= sizes[level]
-            key += block[:, level].astype(np.int64)
-        if num_rows is not None:
-            key *= num_rows
-            key += np.arange(start, start + len(block))
-        keys[start : start + len(block)] = key
-    return keys
-
-
-def _unpack(keys: np.ndarray, stride: int, size: int, kind: type) -> np.ndarray:
-    """取出一位：(keys // stride) % size。"""
-    out: np.ndarray = np.empty(len(keys), dtype=kind)
-    for start in range(0, len(keys), _CHUNK):
-        block = keys[start : start + _CHUNK]
-        out[start : start + len(block)] = (block // stride if stride > 1 else block) % size
-    return out
+    num_rows, row_kind = len(codes), index_int(len(codes))
+    kinds = [narrow_int(size - 1) for size in sizes]
+    with_row = Packing([*sizes, num_rows])
+    if with_row.num_words == 1:
+        keys = np.empty((num_rows, 1), np.int64)
+        for start in range(0, num_rows, _CHUNK):  # 行号是最低的一位；一块一块地接，内存里没有第二份编码
+            block = codes[start : start + _CHUNK]
+            rows = np.arange(start, start + len(block))
+            keys[start : start + _CHUNK] = with_row.pack(np.column_stack([block.astype(np.int64, copy=False), rows]))
+        keys[:, 0].sort()  # 键互不相同（含行号），所以快速排序也是确定的
+        order = with_row.column(keys, len(sizes), row_kind)
+        return lambda level: with_row.column(keys, level, kinds[level]), order
+    order = np.argsort(comparable(Packing(sizes).pack(codes)), kind="stable").astype(row_kind)
+    return lambda level: codes[order, level].astype(kinds[level]), order

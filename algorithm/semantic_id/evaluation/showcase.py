@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
-from ..metrics.codes import pack_codes
+from ..metrics.meaning import prefix_groups
 
 __all__ = ["DEMO_CODEBOOK_SIZES", "DEMO_ITEMS", "choose_prefixes", "prefix_agreement"]
 
@@ -123,10 +123,7 @@ def _prefix_ids(codes: np.ndarray, depth: int) -> np.ndarray:
     """前 `depth` 层相同的行得到同一个编号，(N,) 从 0 起。"""
     if depth == 0:
         return np.zeros(len(codes), dtype=np.int64)
-    keys = pack_codes(codes[:, :depth])
-    if keys is None:  # 位数超过 63，按行比较
-        return np.unique(codes[:, :depth], axis=0, return_inverse=True)[1].reshape(-1)
-    return np.unique(keys, return_inverse=True)[1]
+    return prefix_groups(codes, depth)
 
 
 def _majority(labels: List[str]) -> tuple[str, int]:

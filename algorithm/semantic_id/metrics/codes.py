@@ -6,11 +6,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence, Tuple
+from typing import Any, Tuple
 
 import numpy as np
 
+from ..code_keys import lexical_keys
+
 __all__ = [
+    "check_codes",
     "code_counts",
     "collided_item_rate",
     "collision_figures",
@@ -18,7 +21,6 @@ __all__ = [
     "gini",
     "group_sizes",
     "max_collision",
-    "pack_codes",
     "perplexity",
     "relative_mse",
     "utilization",
@@ -128,39 +130,6 @@ def gini(counts: Any) -> float:
     return float((rank * ordered).sum() / (size * total))
 
 
-def pack_codes(codes: Any, codebook_sizes: Sequence[int] | None = None) -> np.ndarray | None:
-    """把 (N, L) 编码按字典序打包成 (N,) int64 键；位数不够时返回 None。
-
-    键的大小顺序等于编码的字典序，所以排序、去重、取前缀都可以在一个整数数组上做。
-
-    Args:
-        codes: (N, L) 整数编码，非负。
-        codebook_sizes: 各层大小；None 则取各列最大值加一。
-
-    Returns:
-        (N,) int64；各层位数之和超过 63 时为 None（此时只能按行比较）。
-
-    Examples:
-        >>> pack_codes([[1, 2], [0, 3]], (2, 4)).tolist()
-        [6, 3]
-    """
-    codes = _check_codes(codes)
-    if codes.min() < 0:
-        raise ValueError(f"codes has a negative entry {codes.min()}; codes start at 0")
-    tops = [int(k) - 1 for k in codebook_sizes] if codebook_sizes is not None else [int(c.max()) for c in codes.T]
-    if len(tops) != codes.shape[1]:
-        raise ValueError(f"codebook_sizes has {len(tops)} levels, but codes has {codes.shape[1]}")
-    if any(int(column.max()) > top for column, top in zip(codes.T, tops, strict=True)):
-        raise ValueError(f"codes has an entry outside codebook_sizes={tuple(codebook_sizes or ())}")
-    bits = [top.bit_length() for top in tops]
-    if sum(bits) > 63:
-        return None
-    keys = np.zeros(len(codes), dtype=np.int64)  # (N,)
-    for column, width in zip(codes.T, bits, strict=True):
-        keys = (keys << width) | column.astype(np.int64)
-    return keys
-
-
 def group_sizes(codes: Any) -> np.ndarray:
     """每个不同的语义 ID 各有多少物品。
 
@@ -174,15 +143,10 @@ def group_sizes(codes: Any) -> np.ndarray:
         >>> group_sizes([[1, 1], [0, 5], [1, 1]]).tolist()
         [1, 2]
     """
-    codes = _check_codes(codes)
-    keys = pack_codes(codes)
-    if keys is not None:
-        keys.sort()
-        new = keys[1:] != keys[:-1]  # (N − 1,)
-    else:
-        ordered = codes[np.lexsort(codes.T[::-1])]
-        new = (ordered[1:] != ordered[:-1]).any(axis=1)
-    starts = np.concatenate([[0], np.flatnonzero(new) + 1, [len(codes)]])
+    keys = lexical_keys(check_codes(codes))
+    keys.sort()
+    new = keys[1:] != keys[:-1]  # (N − 1,)
+    starts = np.concatenate([[0], np.flatnonzero(new) + 1, [len(keys)]])
     return np.diff(starts)
 
 
@@ -291,9 +255,11 @@ def _check_counts(counts: Any) -> np.ndarray:
     return counts
 
 
-def _check_codes(codes: Any) -> np.ndarray:
-    """(N, L) 整数，N ≥ 1，L ≥ 1。"""
+def check_codes(codes: Any) -> np.ndarray:
+    """(N, L) 非负整数，N ≥ 1，L ≥ 1。"""
     codes = _check_integers(np.asarray(codes), "codes")
     if codes.ndim != 2 or 0 in codes.shape:
         raise ValueError(f"codes must have shape (N, L) with N, L >= 1, got {codes.shape}")
+    if codes.min() < 0:
+        raise ValueError(f"codes has a negative entry {codes.min()}; codes start at 0")
     return codes

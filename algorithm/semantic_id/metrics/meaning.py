@@ -13,7 +13,8 @@ from typing import Any, List, Tuple
 
 import numpy as np
 
-from .codes import pack_codes
+from ..code_keys import lexical_keys
+from .codes import check_codes
 from .neighbours import check_rows
 
 __all__ = [
@@ -46,16 +47,10 @@ def prefix_groups(codes: Any, length: int) -> np.ndarray:
         >>> prefix_groups([[5, 1], [2, 7], [5, 3]], 2).tolist()
         [1, 0, 2]
     """
-    codes = np.asarray(codes)
-    keys = pack_codes(codes)  # 形状、类型、非负在这里验收
+    codes = check_codes(codes)
     if not 1 <= length <= codes.shape[1]:
         raise ValueError(f"length={length} is out of range; codes has {codes.shape[1]} levels, use 1..{codes.shape[1]}")
-    prefix = codes[:, :length]
-    if length < codes.shape[1] or keys is None:
-        keys = pack_codes(prefix)
-    if keys is None:  # 位数放不进 int64：按行去重，慢一些，结果相同
-        return np.unique(prefix, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    return np.unique(keys, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return np.unique(lexical_keys(codes[:, :length]), return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def label_purity(groups: Any, labels: Any) -> float:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from algorithm.interfaces import SemanticIDModel
 
+from ...code_keys import Packing, comparable
 from ...files.durable import lock_folder
 from ...files.progress import OnProgress
 from ...files.source import VectorSource
@@ -29,7 +30,6 @@ from ...files.vectors import check_unique_ids
 from ..encoding.shards import encode_block, plan_shards, read_vectors
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY
 from ..format.manifest import SUFFIX, CatalogError, files_of, find_stranger, write_manifest
-from ..format.packing import Packing, comparable
 from ..format.parts import full_ids_of, id_table, part_name, read_checked, write_table
 from ..index.build import build_index
 from ..table import Catalog

@@ -19,12 +19,12 @@ import numpy as np
 
 from algorithm.interfaces import SemanticIDModel
 
+from ...code_keys import Packing
 from ...files.progress import OnProgress
 from ...files.source import VectorSource
 from ...files.vectors import check_unique_ids
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY
 from ..format.manifest import STAGING_NAME
-from ..format.packing import Packing
 from ..format.publish import check_target, partial_folder, publish
 from ..unique import assign
 from ..unique.assign import Choices

@@ -16,9 +16,9 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence
 import numpy as np
 import pyarrow as pa
 
+from ...code_keys import Packing, comparable
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY, group_starts, key_table, keys_of, sort_rows
 from ..format.manifest import CatalogError, id_columns, write_manifest
-from ..format.packing import Packing, comparable
 from ..format.parts import codes_of, id_table, part_name, read_checked, write_table
 from ..index.build import build_index
 from ..unique.assign import Placement, suffixes_of_sorted

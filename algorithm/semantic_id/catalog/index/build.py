@@ -13,10 +13,11 @@ from typing import Any, Callable, Dict, Iterator, Tuple
 import numpy as np
 import pyarrow as pa
 
+from ...code_keys import Packing
 from ...files.durable import sync_folder
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY, key_table, keys_of, sort_rows
+from ..format.id_keys import ids_to_bytes, ids_to_integers
 from ..format.manifest import CatalogError
-from ..format.packing import Packing, ids_to_bytes, ids_to_integers
 from ..format.parts import full_ids_of
 from .lookup import ItemStore
 

@@ -19,8 +19,9 @@ from typing import Any, Dict, Tuple
 import numpy as np
 import pyarrow as pa
 
+from ...code_keys import Packing, comparable
+from ..format.id_keys import hash_bytes, ids_to_bytes, ids_to_integers
 from ..format.manifest import CatalogError
-from ..format.packing import Packing, comparable, hash_bytes, ids_to_bytes, ids_to_integers
 
 __all__ = ["CatalogIndex", "ItemStore"]
 

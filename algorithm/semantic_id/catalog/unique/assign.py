@@ -18,9 +18,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
+from ...code_keys import Packing, comparable
 from ..format.external_sort import group_starts
 from ..format.manifest import UNIQUE_POLICIES, CatalogError
-from ..format.packing import Packing, comparable
 from .matching import Candidates, place
 
 __all__ = [

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from algorithm.semantic_id import code_keys
 from algorithm.semantic_id.catalog import Catalog, CatalogError, encode_catalog
-from algorithm.semantic_id.catalog.format import packing
 from algorithm.semantic_id.catalog.format.external_sort import key_table, keys_of, sort_rows
-from algorithm.semantic_id.catalog.format.packing import Packing, comparable, hash_bytes, ids_to_bytes
+from algorithm.semantic_id.catalog.format.id_keys import hash_bytes, ids_to_bytes
+from algorithm.semantic_id.code_keys import Packing, comparable
 from algorithm.semantic_id.files.vectors import open_vectors
 from algorithm.semantic_id.tests.fake_model import FakeModel
 
@@ -99,7 +100,7 @@ def test_prefixes_give_the_same_items_as_the_table(tmp_path):
 
 @pytest.mark.parametrize("word_bits", [63, 6])
 def test_many_prefixes_at_once_agree_with_one_at_a_time(word_bits, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "_WORD_BITS", word_bits)
+    monkeypatch.setattr(code_keys, "_WORD_BITS", word_bits)
     catalog = build(tmp_path, pa.array([f"i{i}" for i in range(N)]))
     for length in range(5):
         every = list(itertools.product(*(range(k) for k in (5, 4, 6, 2)[:length])))
@@ -141,7 +142,7 @@ def test_ids_of_more_than_63_bits_take_two_words(tmp_path):
 
 
 def test_a_catalog_with_two_words_is_searched_the_same_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "_WORD_BITS", 6)  # 强迫小码本也切成几个字
+    monkeypatch.setattr(code_keys, "_WORD_BITS", 6)  # 强迫小码本也切成几个字
     catalog = build(tmp_path, pa.array([f"i{i}" for i in range(N)]))
     assert catalog.packing.num_words == 3
     known = pairs(catalog)

@@ -43,25 +43,10 @@ def test_perplexity_does_not_lose_small_classes_at_a_billion_rows():
     assert metrics.perplexity(counts) == pytest.approx(expected, rel=1e-12)
 
 
-def test_packing_keeps_lexicographic_order_and_sizes_that_are_no_power_of_two():
-    sizes = (3, 5, 7)
-    codes = np.stack(np.meshgrid(*(np.arange(k) for k in sizes), indexing="ij"), axis=-1).reshape(-1, 3)
-    keys = metrics.pack_codes(codes, sizes)
-    assert keys is not None
-    assert (np.diff(keys) > 0).all()
-    assert len(np.unique(keys)) == 3 * 5 * 7
-
-
 def test_codes_of_more_than_63_bits_are_still_counted_exactly():
     big = 2**31 - 1
     codes = np.array([[big, big, big], [big, big, big - 1], [big, big, big], [0, big, big]], dtype=np.int64)
-    assert metrics.pack_codes(codes) is None
     assert metrics.group_sizes(codes).tolist() == [1, 1, 2]
-    # 恰好 63 位仍能打包，符号位不被碰到
-    edge = metrics.pack_codes([[2**31 - 1, 2**32 - 1]])
-    assert edge is not None
-    assert edge.tolist() == [2**63 - 1]
-    assert metrics.pack_codes([[2**32 - 1, 2**32 - 1]]) is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,9 +90,7 @@ def test_spread_figures_ignore_order_and_scale(counts):
         (lambda: metrics.perplexity([0, 0]), ValueError, "at least one row"),
         (lambda: metrics.gini([0, 0]), ValueError, "at least one row"),
         (lambda: metrics.gini([1, -1]), ValueError, "negative entry -1"),
-        (lambda: metrics.pack_codes([[0, -2]]), ValueError, "negative entry -2"),
-        (lambda: metrics.pack_codes([[0, 4]], (2, 4)), ValueError, "outside codebook_sizes"),
-        (lambda: metrics.pack_codes([[0, 1]], (2,)), ValueError, "1 levels, but codes has 2"),
+        (lambda: metrics.group_sizes([[0, -2]]), ValueError, "negative entry -2"),
         (lambda: metrics.collision_rate(np.zeros((0, 3), int)), ValueError, "N, L >= 1"),
         (lambda: metrics.relative_mse(float("nan"), 1.0), ValueError, "must be >= 0"),
     ],
