@@ -97,6 +97,11 @@ class Catalog:
         extra = [self.manifest["max_suffix"] + 1] if SUFFIX in self.id_columns else []
         return Packing([*self.codebook_sizes, *extra])
 
+    @property
+    def id_sizes(self) -> Tuple[int, ...]:
+        """ID 各位的取值个数，次序同 `id_columns`：各层码本大小，带去重位时再加（最大去重位 + 1）。"""
+        return self.packing.sizes
+
     @cached_property
     def id_type(self) -> pa.DataType:
         """item_id 的 Arrow 类型。"""

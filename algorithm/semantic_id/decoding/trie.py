@@ -86,8 +86,8 @@ class PrefixTrie:
         """从编码或物品表建树；重复的行共用一个叶子。
 
         Args:
-            codes: (N, L) 整数数组或张量，一行一个物品；或一个打开的物品表（有 `tables()` 与 `codebook_sizes`）。
-            sizes: (K_1, …, K_L)，含去重位；None 取物品表里的，再取每列最大值加一。
+            codes: (N, L) 整数数组或张量，一行一个物品；或一个打开的物品表（`catalog.Catalog`），连去重位一起。
+            sizes: (K_1, …, K_L)，含去重位；None 取物品表里的，不是物品表就取每列最大值加一。
             device: 放在哪里；建树总在 CPU 上。
 
         Raises:
@@ -98,7 +98,7 @@ class PrefixTrie:
         >>> trie.allowed(torch.tensor([[0, 1], [1, 1]])).tolist()
         [[False, False, True, True], [False, False, False, False]]
         """
-        if hasattr(codes, "tables") and hasattr(codes, "codebook_sizes"):
+        if all(hasattr(codes, name) for name in ("tables", "id_columns", "id_sizes")):
             codes, sizes = _from_catalog(codes, sizes)
         elif isinstance(codes, torch.Tensor):
             codes = codes.detach().cpu().numpy()
@@ -383,14 +383,11 @@ def _item_mask(mask: Any, num_items: int, name: str) -> torch.Tensor:
     return tensor
 
 
-def _from_catalog(catalog: Any, sizes: Sequence[int] | None) -> Tuple[np.ndarray, Sequence[int] | None]:
-    """物品表 → (编码, 各层大小)。只要求它会逐片交出带 l1, l2, … 的表；多出来的去重位按出现过的最大值定大小。"""
-    parts = []
-    for table in catalog.tables():
-        names = [name for name in table.column_names if name[:1] == "l" and name[1:].isdigit()]
-        parts.append(np.stack([table.column(name).to_numpy() for name in names], axis=1))
-    codes = np.concatenate(parts)
-    if sizes is None:
-        sizes = tuple(catalog.codebook_sizes)
-        sizes += tuple(int(codes[:, level].max()) + 1 for level in range(len(sizes), codes.shape[1]))
-    return codes, sizes
+def _from_catalog(catalog: Any, sizes: Sequence[int] | None) -> Tuple[np.ndarray, Sequence[int]]:
+    """物品表 → (完整的 ID, 各位大小)。只要求它逐片交出表，并说明 ID 是哪几列、各有多大；去重位是其中最后一列。"""
+    parts = [
+        np.stack([table.column(name).to_numpy() for name in catalog.id_columns], axis=1) for table in catalog.tables()
+    ]
+    if not parts:
+        raise ValueError("the catalog has no items: a trie needs at least one")
+    return np.concatenate(parts), catalog.id_sizes if sizes is None else sizes

@@ -186,24 +186,6 @@ def test_trie_is_frozen():
         trie.sizes = (1, 2, 3)
 
 
-def test_from_a_catalog_with_a_suffix_column():
-    import pyarrow as pa
-
-    class Catalog:  # 只要求这两样；二楼的物品表正是如此
-        codebook_sizes = (3, 4)
-
-        def tables(self):
-            for part in ([[0, 1, 0], [0, 1, 6]], [[2, 3, 1]]):
-                columns = {
-                    f"l{i + 1}": pa.array(column, pa.int32()) for i, column in enumerate(zip(*part, strict=True))
-                }
-                yield pa.table({"item_id": ["x"] * len(part), **columns})
-
-    trie = PrefixTrie.build(Catalog())
-    assert trie.sizes == (3, 4, 7)
-    assert trie.find(torch.tensor([[2, 3, 1], [0, 1, 6]])).tolist() == [2, 1]
-
-
 # ---- 存取 ----
 
 
