@@ -21,6 +21,7 @@ from typing import Any, Dict, List, Mapping, Tuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import InputError, InputTypeError
 from ..files.durable import sync_folder, write_atomically, write_synced
 
 __all__ = [
@@ -127,7 +128,7 @@ def write_evaluation_folder(
     _check_items(items, len(sizes))
     _check_columns(codewords, codeword_schema(), CODEWORDS_NAME)
     if codewords.num_rows != sum(sizes):
-        raise ValueError(f"codewords has {codewords.num_rows} rows, but codebook_sizes={sizes} needs {sum(sizes)}")
+        raise InputError(f"codewords has {codewords.num_rows} rows, but codebook_sizes={sizes} needs {sum(sizes)}")
     blobs = {ITEMS_NAME: _encoded(items), CODEWORDS_NAME: _encoded(codewords)}
     files = [
         {"name": name, "rows": table.num_rows, "bytes": len(blobs[name]), "sha256": _sha256(blobs[name])}
@@ -168,10 +169,10 @@ def read_evaluation_folder(folder: str | os.PathLike[str]) -> Tuple[Dict[str, An
             f"{str(path)!r} has no {EVALUATION_NAME}, so it is no finished evaluation; run `semid evaluate … --output`"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{path / EVALUATION_NAME} is not valid JSON: {error}; evaluate again") from None
+        raise InputError(f"{path / EVALUATION_NAME} is not valid JSON: {error}; evaluate again") from None
     version = evaluation.get("schema_version") if isinstance(evaluation, dict) else None
     if version != SCHEMA_VERSION:
-        raise ValueError(
+        raise InputError(
             f"{EVALUATION_NAME} in {str(path)!r} has schema_version={version!r}; this semid reads {SCHEMA_VERSION}"
         )
     _check_evaluation(evaluation)
@@ -186,33 +187,33 @@ def _check_evaluation(evaluation: Mapping[str, Any]) -> None:
     """键要齐、类型要对；多出来的键不管，将来加键不必换版本号。"""
     for key, kind in _KEYS.items():
         if key not in evaluation:
-            raise ValueError(f"evaluation has no key {key!r}; needed: {', '.join(_KEYS)}")
+            raise InputError(f"evaluation has no key {key!r}; needed: {', '.join(_KEYS)}")
         if not isinstance(evaluation[key], kind):
-            raise TypeError(f"evaluation[{key!r}] has type {type(evaluation[key]).__name__}")
+            raise InputTypeError(f"evaluation[{key!r}] has type {type(evaluation[key]).__name__}")
     sizes = evaluation["codebook_sizes"]
     if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
-        raise ValueError(f"evaluation['codebook_sizes'] must be ints >= 1, got {sizes!r}")
+        raise InputError(f"evaluation['codebook_sizes'] must be ints >= 1, got {sizes!r}")
 
 
 def _check_items(items: pa.Table, num_levels: int) -> None:
     """列、类型、行数上限、编号不为空。"""
     _check_columns(items, item_schema(num_levels, "suffix" in items.column_names), ITEMS_NAME)
     if items.num_rows > MAX_ITEM_ROWS:
-        raise ValueError(f"items has {items.num_rows} rows; at most {MAX_ITEM_ROWS}: take a sample")
+        raise InputError(f"items has {items.num_rows} rows; at most {MAX_ITEM_ROWS}: take a sample")
     if items.column("item_id").null_count:
-        raise ValueError("items has a null item_id; every item needs one")
+        raise InputError("items has a null item_id; every item needs one")
 
 
 def _check_columns(table: pa.Table, schema: pa.Schema, name: str) -> None:
     """列名、次序与类型须与约定一致。"""
     if not isinstance(table, pa.Table):
-        raise TypeError(f"{name}: expected a pyarrow.Table, got {type(table).__name__}")
+        raise InputTypeError(f"{name}: expected a pyarrow.Table, got {type(table).__name__}")
     if table.column_names != schema.names:
-        raise ValueError(f"{name} has columns {table.column_names}, expected {schema.names}")
+        raise InputError(f"{name} has columns {table.column_names}, expected {schema.names}")
     for field in schema:
         found = table.schema.field(field.name).type
         if found != field.type:
-            raise TypeError(f"{name} column {field.name!r} has type {found}, expected {field.type}")
+            raise InputTypeError(f"{name} column {field.name!r} has type {found}, expected {field.type}")
 
 
 def _encoded(table: pa.Table) -> bytes:
@@ -227,17 +228,17 @@ def _read_table(path: Path, evaluation: Mapping[str, Any], name: str) -> pa.Tabl
     files: List[Dict[str, Any]] = evaluation.get("files") or []
     entry = next((entry for entry in files if entry.get("name") == name), None)
     if entry is None:
-        raise ValueError(f"{path / EVALUATION_NAME} does not list {name}; evaluate again")
+        raise InputError(f"{path / EVALUATION_NAME} does not list {name}; evaluate again")
     try:
         data = (path / name).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path / name} is missing; evaluate again") from None
     if _sha256(data) != entry.get("sha256"):
-        raise ValueError(f"{path / name} does not match its SHA-256 in {EVALUATION_NAME}; evaluate again")
+        raise InputError(f"{path / name} does not match its SHA-256 in {EVALUATION_NAME}; evaluate again")
     try:
         return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path / name} is not readable: {' '.join(str(error).split())}; evaluate again") from None
+        raise InputError(f"{path / name} is not readable: {' '.join(str(error).split())}; evaluate again") from None
 
 
 def _sha256(data: bytes) -> str:

@@ -1,6 +1,6 @@
-"""评估要读的别的文件：别人的编码、物品信息、用户行为；在门口对齐到特征的行，对不上的报错或数清楚。
+"""评估要读的别的文件：物品信息、用户行为；在门口对齐到特征的行，对不上的报错或数清楚。
 
-形状字母：N 物品数，L 层数，P 物品对数。只读；各文件的格式写在 `docs/guides/evaluate.md`。
+形状字母：N 物品数，P 物品对数。只读；各文件的格式写在 `docs/guides/evaluate.md`。
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..errors import InputError, InputTypeError
 from ..files.source import VectorSource, one_line
-from ..files.vectors_npy import NpyFile
 
-__all__ = ["Interactions", "ItemFacts", "read_codes", "read_interactions", "read_item_facts", "source_ids"]
+__all__ = [
+    "Interactions",
+    "ItemFacts",
+    "lookup_ids",
+    "read_interactions",
+    "read_item_facts",
+    "read_table",
+    "same_rows",
+    "source_ids",
+]
 
 
 class ItemFacts(NamedTuple):
@@ -26,11 +35,13 @@ class ItemFacts(NamedTuple):
         titles: (N,) string，可以为空；文件没有 title 列时为 None。
         labels: (N,) string，可以为空；没有要标签时为 None。
         num_missing: 物品信息里没有的物品数。
+        matched_by: id（按物品编号对齐）、row（没有编号，按行序）或 self（特征文件自己）。
     """
 
     titles: pa.Array | None
     labels: pa.Array | None
     num_missing: int
+    matched_by: str = "id"
 
 
 class Interactions(NamedTuple):
@@ -54,48 +65,10 @@ def source_ids(source: VectorSource) -> pa.Array:
     return pa.concat_arrays(list(source.id_blocks()))
 
 
-def read_codes(path: Path, source: VectorSource, id_column: str) -> np.ndarray:
-    """别人的编码：整数 `.npy` (N, L)，或含 l1…lL 的 Parquet。
-
-    Args:
-        path: 文件。
-        source: 特征；行数须相同。Parquet 里有编号列、特征也有时，按编号对齐，否则按行序。
-        id_column: 编号列的名字。
-
-    Returns:
-        (N, L) int32。
-
-    Raises:
-        FileNotFoundError: 文件不存在。
-        TypeError: 不是整数。
-        ValueError: 行数不同、列不齐、有空值或负数、编号对不上。
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"codes path {str(path)!r} does not exist; give an integer .npy or a .parquet file")
-    if path.suffix == ".npy":
-        file = NpyFile(path)
-        if file.dtype.kind not in "iu":
-            raise TypeError(f"{path.name} must have an integer dtype, got {file.dtype}; give codes, not vectors")
-        codes = np.concatenate([block for _, block in file.blocks(1 << 16)])
-        _same_rows(len(codes), source, path)
-    elif path.suffix == ".parquet":
-        table = _read_table(path)
-        codes = _code_columns(table, path)
-        _same_rows(len(codes), source, path)
-        if source.has_ids and id_column in table.column_names:
-            codes = codes[_places(table, path, source, id_column)]
-    else:
-        raise ValueError(f"codes file {str(path)!r} has unknown extension {path.suffix!r}; use .npy or .parquet")
-    if codes.min() < 0 or codes.max() >= 2**31:
-        row = int(((codes < 0) | (codes >= 2**31)).any(axis=1).argmax())
-        raise ValueError(f"{path.name} row {row} has codes {codes[row].tolist()}; codes must be in [0, 2**31)")
-    return codes.astype(np.int32)
-
-
 def read_item_facts(
     path: Path, source: VectorSource, *, label_column: str | None, id_column: str, title_column: str = "title"
 ) -> ItemFacts:
-    """物品信息：Parquet，编号列（没有则行序须与特征相同）、可选的 title 列与标签列。
+    """物品信息：Parquet，编号列（特征也没有编号时可以没有，行序须与特征相同）、可选的 title 列与标签列。
 
     Args:
         path: Parquet 文件。
@@ -107,35 +80,40 @@ def read_item_facts(
     Raises:
         FileNotFoundError: 文件不存在。
         TypeError: 标签列不是字符串或整数。
-        ValueError: 没有这一列（列出有哪些列）、行数不同而又没有编号列、没有一个编号对得上。
+        ValueError: 没有这一列（列出有哪些列）、特征有编号而它没有、行数不同、没有一个编号对得上。
     """
     if not path.exists():
         raise FileNotFoundError(f"items path {str(path)!r} does not exist; give a .parquet file")
     schema = _schema(path)
     if label_column is not None and label_column not in schema.names:
-        raise ValueError(f"{path.name} has no column {label_column!r}; columns present: {', '.join(schema.names)}")
+        raise InputError(f"{path.name} has no column {label_column!r}; columns present: {', '.join(schema.names)}")
     if label_column is not None and not _is_label(schema.field(label_column).type):
         kind = schema.field(label_column).type
-        raise TypeError(f"{path.name} column {label_column!r} has type {kind}; labels must be strings or integers")
+        raise InputTypeError(f"{path.name} column {label_column!r} has type {kind}; labels must be strings or integers")
     wanted = [name for name in {id_column, title_column, label_column or title_column} if name in schema.names]
-    table = _read_table(path, wanted)
+    table = read_table(path, wanted)
     places, missing = np.arange(source.num_rows), 0
     if id_column in table.column_names:
-        places = _lookup(table.column(id_column), source_ids(source))
+        places = lookup_ids(table.column(id_column), source_ids(source))
         missing = int((places < 0).sum())
         if missing == source.num_rows:
-            raise ValueError(
+            raise InputError(
                 f"no {id_column} of {path.name} is an item of {source.description}; "
                 "give the file of the same catalog, or choose the column with --id-column"
             )
+    elif source.has_ids:
+        raise InputError(
+            f"{path.name} has no column {id_column!r}, but the features have item ids; rename its id column or choose "
+            f"one with --id-column; columns present: {', '.join(schema.names)}"
+        )
     else:
-        _same_rows(table.num_rows, source, path)
+        same_rows(table.num_rows, source, path)
     rows = pa.array(np.where(places < 0, 0, places), mask=places < 0)
     titles = _text(table, title_column, rows) if title_column in table.column_names else None
     labels = _text(table, label_column, rows) if label_column is not None else None
     if labels is not None and labels.null_count == len(labels):
-        raise ValueError(f"{path.name} column {label_column!r} has no label for any item")
-    return ItemFacts(titles, labels, missing)
+        raise InputError(f"{path.name} column {label_column!r} has no label for any item")
+    return ItemFacts(titles, labels, missing, "id" if id_column in table.column_names else "row")
 
 
 def read_interactions(path: Path, source: VectorSource, id_column: str = "item_id") -> Interactions:
@@ -156,7 +134,7 @@ def read_interactions(path: Path, source: VectorSource, id_column: str = "item_i
     """
     if not path.exists():
         raise FileNotFoundError(f"interactions path {str(path)!r} does not exist; give a .parquet file")
-    table = _read_table(path)
+    table = read_table(path)
     names = table.column_names
     if {"valid_item", "test_item"} <= set(names):
         left, right = (table.column(name).combine_chunks() for name in ("valid_item", "test_item"))
@@ -168,16 +146,18 @@ def read_interactions(path: Path, source: VectorSource, id_column: str = "item_i
         left, right, users = _steps_of_rows(table, id_column)
         population = "consecutive rows of a user"
     else:
-        raise ValueError(
+        raise InputError(
             f"{path.name} needs train_items (one row a user) or user_id and {id_column} (one row an interaction); "
             f"columns present: {', '.join(names)}"
         )
     known = source_ids(source)
-    both = np.stack([_lookup(pa.chunked_array([known]), _cast(ids, known.type, path)) for ids in (left, right)], axis=1)
+    both = np.stack(
+        [lookup_ids(pa.chunked_array([known]), _cast(ids, known.type, path)) for ids in (left, right)], axis=1
+    )
     unknown = int((both < 0).sum())
     pairs = both[(both >= 0).all(axis=1) & (both[:, 0] != both[:, 1])]
     if len(pairs) == 0:
-        raise ValueError(
+        raise InputError(
             f"{path.name} has no pair of two different items of {source.description}: {unknown} of {both.size} item "
             "ids are unknown; give the interactions of the same catalog"
         )
@@ -188,7 +168,7 @@ def _steps_of_lists(table: pa.Table, path: Path) -> Tuple[pa.Array, pa.Array, in
     """一行一个用户 → 列表里前后相邻的两个。"""
     column = table.column("train_items").combine_chunks()
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise TypeError(f"{path.name} column 'train_items' has type {column.type}; a list of item ids is needed")
+        raise InputTypeError(f"{path.name} column 'train_items' has type {column.type}; a list of item ids is needed")
     flat, owner = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
     same = pa.array(owner[1:] == owner[:-1])
     return flat.slice(0, max(len(flat) - 1, 0)).filter(same), flat.slice(1).filter(same), len(column)
@@ -204,19 +184,7 @@ def _steps_of_rows(table: pa.Table, id_column: str) -> Tuple[pa.Array, pa.Array,
     return items.slice(0, max(len(items) - 1, 0)).filter(same), items.slice(1).filter(same), len(users.dictionary)
 
 
-def _places(table: pa.Table, path: Path, source: VectorSource, id_column: str) -> np.ndarray:
-    """特征的每一行在文件的哪一行；须一一对应。"""
-    places = _lookup(table.column(id_column), source_ids(source))
-    if (places < 0).any() or len(np.unique(places)) != len(places):
-        row = int((places < 0).argmax())
-        raise ValueError(
-            f"{path.name} and {source.description} do not hold the same items: "
-            f"{int((places < 0).sum())} items have no codes, the first in row {row}"
-        )
-    return places
-
-
-def _lookup(haystack: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
+def lookup_ids(haystack: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
     """(n,) int64：每个编号在 haystack 的第几行，没有的是 −1；类型不同（例如整数对字符串）时都没有。"""
     try:
         found = pc.index_in(ids, value_set=haystack.cast(ids.type).combine_chunks())
@@ -232,7 +200,7 @@ def _cast(ids: pa.Array, kind: pa.DataType, path: Path) -> pa.Array:
             return ids.cast(kind)
         except pa.ArrowInvalid:
             pass
-    raise TypeError(f"{path.name} has item ids of type {ids.type}, but the features have {kind}; make them agree")
+    raise InputTypeError(f"{path.name} has item ids of type {ids.type}, but the features have {kind}; make them agree")
 
 
 def _text(table: pa.Table, name: str, rows: pa.Array) -> pa.Array:
@@ -246,25 +214,9 @@ def _is_label(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
 
 
-def _code_columns(table: pa.Table, path: Path) -> np.ndarray:
-    """l1…lL 列，从 1 连着数。"""
-    names: List[str] = []
-    while f"l{len(names) + 1}" in table.column_names:
-        names.append(f"l{len(names) + 1}")
-    if not names:
-        raise ValueError(f"{path.name} has no column 'l1'; columns present: {', '.join(table.column_names)}")
-    for name in names:
-        column = table.column(name)
-        if not pa.types.is_integer(column.type):
-            raise TypeError(f"{path.name} column {name!r} has type {column.type}; codes must be integers")
-        if column.null_count:
-            raise ValueError(f"{path.name} column {name!r} has {column.null_count} nulls; every item needs a code")
-    return np.stack([table.column(name).to_numpy().astype(np.int64) for name in names], axis=1)
-
-
-def _same_rows(rows: int, source: VectorSource, path: Path) -> None:
+def same_rows(rows: int, source: VectorSource, path: Path) -> None:
     if rows != source.num_rows:
-        raise ValueError(
+        raise InputError(
             f"{path.name} has {rows} rows, but {source.description} has {source.num_rows}; "
             "both must hold the same items in the same order"
         )
@@ -274,12 +226,12 @@ def _schema(path: Path) -> Any:
     try:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
+        raise InputError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
 
 
-def _read_table(path: Path, columns: List[str] | None = None) -> pa.Table:
+def read_table(path: Path, columns: List[str] | None = None) -> pa.Table:
     _schema(path)
     try:
         return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(error)}; copy it again") from None
+        raise InputError(f"{path} is damaged: {one_line(error)}; copy it again") from None

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from algorithm.interfaces import SemanticIDModel
 
+from ..errors import InputError
 from ..files.progress import OnProgress
 from ..files.source import VectorSource
 from ..metrics import records
@@ -139,7 +140,7 @@ def _encode(inputs: Inputs, block_rows: int, seen: Seen) -> Encoded:
     if inputs.model is not None:
         return encode_all(inputs.model, inputs.source, block_rows=block_rows, on_block=seen)
     assert inputs.codes is not None
-    encoded = take_codes(inputs.codes, inputs.source, block_rows=block_rows)
+    encoded = take_codes(inputs.codes.codes, inputs.source, block_rows=block_rows)
     seen(inputs.source.num_rows)
     sums, errors = additive_errors(
         inputs.source, encoded.codes, inputs.sizes, encoded.mean, block_rows=block_rows, on_block=seen
@@ -200,7 +201,7 @@ def _assigned(inputs: Inputs) -> np.ndarray | None:
     ids = source_ids(inputs.source)
     full = np.concatenate([inputs.catalog.find(ids.slice(at, 1 << 17)) for at in range(0, len(ids), 1 << 17)])
     if not (full[:, 0] >= 0).any():
-        raise ValueError(
+        raise InputError(
             f"catalog {str(inputs.catalog.folder)!r} holds none of the items of {inputs.source.description}; "
             "give the catalog of these items"
         )
@@ -219,8 +220,10 @@ def _facts(inputs: Inputs, m: Measured) -> Dict[str, Any]:
     }
     if inputs.model is None:
         out["codebook_sizes_inferred"] = inputs.sizes_inferred
+    if inputs.codes is not None:
+        out["codes_matched_by"] = inputs.codes.matched_by
     if inputs.facts is not None:
-        out["num_items_without_facts"] = inputs.facts.num_missing
+        out["num_items_without_facts"], out["items_matched_by"] = inputs.facts.num_missing, inputs.facts.matched_by
     if m.labels is not None:
         out["num_labels"], out["num_unlabelled"] = int(m.labels.numbers.max()) + 1, m.num_items - len(m.labels.rows)
     if inputs.interactions is not None:

@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from algorithm.interfaces import SemanticIDModel
 
+from ..errors import InputError
 from ..files.source import VectorSource
 from ..files.vectors import open_vectors
 from ..metrics.additive_means import MAX_TABLE_BYTES
-from .inputs import Interactions, ItemFacts, read_codes, read_interactions, read_item_facts
+from .given_codes import GivenCodes, read_codes
+from .inputs import Interactions, ItemFacts, read_interactions, read_item_facts
 
 __all__ = ["Inputs", "ItemCatalog", "Request", "open_inputs"]
 
@@ -73,11 +75,11 @@ class Request:
 
     def __post_init__(self) -> None:
         if (self.load_model is None) == (self.codes is None):
-            raise ValueError("give a MODEL folder or --codes FILE, exactly one of them")
+            raise InputError("give a MODEL folder or --codes FILE, exactly one of them")
         if self.codes is None and self.codebook_sizes is not None:
-            raise ValueError("--codebook-sizes is only for --codes; a model knows its sizes")
+            raise InputError("--codebook-sizes is only for --codes; a model knows its sizes")
         if self.unseen is not None and self.load_model is None:
-            raise ValueError("--unseen needs a MODEL: codes given by --codes say nothing about new items")
+            raise InputError("--unseen needs a MODEL: codes given by --codes say nothing about new items")
 
 
 class Inputs(NamedTuple):
@@ -86,7 +88,7 @@ class Inputs(NamedTuple):
     Attributes:
         source: 物品特征。
         model: 模型；评别人的编码时为 None。
-        codes: (N, L) int32，别人的编码；评模型时为 None。
+        codes: 别人的编码；评模型时为 None。
         sizes: 各层码本大小。
         sizes_inferred: 大小是由编码的最大值推出来的；真正的码本可能更大。
         facts: 物品信息。
@@ -97,7 +99,7 @@ class Inputs(NamedTuple):
 
     source: VectorSource
     model: SemanticIDModel | None
-    codes: np.ndarray | None
+    codes: GivenCodes | None
     sizes: Tuple[int, ...]
     sizes_inferred: bool
     facts: ItemFacts | None
@@ -117,13 +119,8 @@ def open_inputs(request: Request) -> Inputs:
     columns = {"id_column": id_column, "vector_column": request.vector_column}
     source = open_vectors(request.features, expected_dim=dim, **columns)
     codes = None if request.codes is None else read_codes(request.codes, source, id_column)
-    sizes = _sizes(model, codes, request.codebook_sizes, source.dim)
-    items = request.items
-    if items is None and request.features.suffix == ".parquet" and request.features.is_file():
-        items = request.features
-    if items is None and request.labels is not None:
-        raise ValueError("--labels needs --items FILE, the Parquet file that has the column")
-    facts = None if items is None else read_item_facts(items, source, label_column=request.labels, id_column=id_column)
+    sizes = _sizes(model, None if codes is None else codes.codes, request.codebook_sizes, source.dim)
+    facts = _facts(request, source)
     behaviour = None if request.interactions is None else read_interactions(request.interactions, source, id_column)
     catalog = None if request.open_catalog is None else request.open_catalog()
     if catalog is not None:
@@ -131,6 +128,18 @@ def open_inputs(request: Request) -> Inputs:
     unseen = None if request.unseen is None else open_vectors(request.unseen, expected_dim=dim, **columns)
     inferred = model is None and request.codebook_sizes is None
     return Inputs(source, model, codes, sizes, inferred, facts, behaviour, catalog, unseen)
+
+
+def _facts(request: Request, source: VectorSource) -> ItemFacts | None:
+    """物品信息；没有另给时，特征若是一个 Parquet 文件就用它自己，行本来就对着。"""
+    own = request.features.suffix == ".parquet" and request.features.is_file()
+    if request.items is None and not own:
+        if request.labels is not None:
+            raise InputError("--labels needs --items FILE, the Parquet file that has the column")
+        return None
+    items = request.items or request.features
+    facts = read_item_facts(items, source, label_column=request.labels, id_column=request.id_column)
+    return facts if request.items is not None else facts._replace(matched_by="self")
 
 
 def _sizes(
@@ -142,14 +151,14 @@ def _sizes(
     assert codes is not None
     needed = tuple(int(top) + 1 for top in codes.max(axis=0))
     if sum(needed) * dim * 8 > MAX_TABLE_BYTES:
-        raise ValueError(
+        raise InputError(
             f"--codes has a code as large as {max(needed) - 1}, too many codewords for vectors of width "
             f"{dim}; renumber the codes of each level from 0"
         )
     if given is None:
         return needed
     if len(given) != len(needed) or any(size < need for size, need in zip(given, needed, strict=True)):
-        raise ValueError(
+        raise InputError(
             f"--codebook-sizes {','.join(map(str, given))} does not fit the codes, which need at least "
             f"{','.join(map(str, needed))}"
         )
@@ -159,11 +168,11 @@ def _sizes(
 def _check_catalog(catalog: ItemCatalog, model: SemanticIDModel | None, sizes: Tuple[int, ...]) -> None:
     """物品表须是这个模型写的；只有编码时至少层数要相同。"""
     if model is not None and catalog.fingerprint != model.fingerprint():
-        raise ValueError(
+        raise InputError(
             f"catalog {str(catalog.folder)!r} was written by another model (fingerprint {catalog.fingerprint[:12]}…, "
             f"this one is {model.fingerprint()[:12]}…); use the model that wrote it"
         )
     if len(catalog.codebook_sizes) != len(sizes):
-        raise ValueError(
+        raise InputError(
             f"catalog {str(catalog.folder)!r} has {len(catalog.codebook_sizes)} levels, but the codes have {len(sizes)}"
         )

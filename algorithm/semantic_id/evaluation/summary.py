@@ -81,13 +81,14 @@ def notes(figures: Mapping[str, Any]) -> List[Pair]:
                 "codebook sizes were inferred from the largest codes: give the real ones with --codebook-sizes.",
             )
         )
-    if figures.get("codes_matched_by") == "row":
-        out.append(
-            (
-                "编码与特征按行序对齐：文件里没有物品编号，次序要由你保证。",
-                "codes were matched to features by row: the file has no item ids, so the order is yours to guarantee.",
+    for key, zh, en in (("codes_matched_by", "编码", "codes"), ("items_matched_by", "物品信息", "item facts")):
+        if figures.get(key) == "row":
+            out.append(
+                (
+                    f"{zh}与特征按行序对齐：没有物品编号可对，次序要由你保证。",
+                    f"{en} were matched to the features by row, for want of item ids: the order is yours to guarantee.",
+                )
             )
-        )
     return out
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 from .. import __version__
+from ..errors import InputError
 from ..evaluation.summary import notes, split_table
 from ..files.durable import write_atomically
 from .data import embedded_json, pack_runs, thin_items
@@ -55,9 +56,9 @@ def write_report(
     """
     path = Path(output)
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"--output {str(path)!r} must end in .html")
+        raise InputError(f"--output {str(path)!r} must end in .html")
     if lang not in ("zh", "en"):
-        raise ValueError(f"lang={lang!r} is not supported; use zh or en")
+        raise InputError(f"lang={lang!r} is not supported; use zh or en")
     if path.is_dir():
         raise FileExistsError(f"output {str(path)!r} is a folder; name a file")
     if path.exists() and not overwrite:

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 import pyarrow as pa
 
+from ..errors import InputError
 from ..evaluation.folder import find_evaluation, read_evaluation_folder
 
 __all__ = ["Run", "read_runs"]
@@ -55,7 +56,7 @@ def read_runs(folders: Sequence[str | os.PathLike[str]]) -> List[Run]:
         ValueError: 没有给目录、同一个目录给了两次、既不是评估也不是训练目录，或内容损坏。
     """
     if not folders:
-        raise ValueError(
+        raise InputError(
             "report needs at least one RUN: a folder written by `semid evaluate --output` or `semid train`"
         )
     runs: List[Run] = []
@@ -64,7 +65,7 @@ def read_runs(folders: Sequence[str | os.PathLike[str]]) -> List[Run]:
         path = Path(folder)
         real = path.resolve()
         if real in seen:
-            raise ValueError(f"RUN {str(path)!r} is given twice; name each folder once")
+            raise InputError(f"RUN {str(path)!r} is given twice; name each folder once")
         seen[real] = str(path)
         run = _read_run(path)
         taken = {other.name for other in runs}
@@ -87,7 +88,7 @@ def _read_run(path: Path) -> Run:
         training = training.parent
     curves = _read_curves(training / _LOG_NAME)
     if found is None and not curves:
-        raise ValueError(
+        raise InputError(
             f"RUN {str(path)!r} holds neither evaluation.json nor metrics.jsonl; run `semid evaluate … --output "
             f"{path}/evaluation` first"
         )
@@ -106,7 +107,7 @@ def _read_curves(path: Path) -> List[Dict[str, Any]]:
     except FileNotFoundError:
         return []
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}; train again") from None
+        raise InputError(f"{path} is not UTF-8 text: {error}; train again") from None
     records: List[Dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -117,9 +118,9 @@ def _read_curves(path: Path) -> List[Dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break  # 没有换行结尾的一行：还没写完
-            raise ValueError(f"{path} line {number} is no training record; train again") from None
+            raise InputError(f"{path} line {number} is no training record; train again") from None
         if isinstance(epoch, bool) or not isinstance(epoch, int):
-            raise ValueError(f"{path} line {number} has epoch={epoch!r}, expected an int; train again")
+            raise InputError(f"{path} line {number} has epoch={epoch!r}, expected an int; train again")
         records.append({key: _finite(value) for key, value in record.items()})
     return records
 

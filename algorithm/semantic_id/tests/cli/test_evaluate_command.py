@@ -13,7 +13,8 @@ import torch
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_codebook
 from algorithm.semantic_id.cli import app as cli
 from algorithm.semantic_id.evaluation.folder import read_evaluation_folder
-from algorithm.semantic_id.evaluation.inputs import read_codes, read_interactions, read_item_facts
+from algorithm.semantic_id.evaluation.given_codes import read_codes
+from algorithm.semantic_id.evaluation.inputs import read_interactions, read_item_facts
 from algorithm.semantic_id.files.vectors import open_vectors
 from algorithm.semantic_id.metrics import records
 
@@ -171,9 +172,16 @@ def test_facts_are_joined_by_id_whatever_the_order(room, tmp_path):
     facts = read_item_facts(tmp_path / "part.parquet", source, label_column="topic", id_column="item_id")
     assert facts.num_missing == 300
     assert facts.labels.null_count == 300
-    pq.write_table(part.drop_columns(["item_id"]), tmp_path / "bare.parquet")
-    with pytest.raises(ValueError, match=r"bare.parquet has 100 rows, but .* has 400"):
+    pq.write_table(part.rename_columns(["asin", "name", "topic"]), tmp_path / "bare.parquet")
+    with pytest.raises(ValueError, match=r"bare.parquet has no column 'item_id', but the features have item ids.*asin"):
         read_item_facts(tmp_path / "bare.parquet", source, label_column="topic", id_column="item_id")
+    by_row = read_item_facts(
+        tmp_path / "bare.parquet", open_vectors(X[:100]), label_column="topic", id_column="item_id"
+    )
+    assert by_row.matched_by == "row"
+    assert by_row.labels.to_pylist() == part.column("topic").to_pylist()
+    with pytest.raises(ValueError, match=r"bare.parquet has 100 rows, but .* has 400"):
+        read_item_facts(tmp_path / "bare.parquet", open_vectors(X), label_column="topic", id_column="item_id")
     strange = part.set_column(0, "item_id", pa.array([f"z{n}" for n in range(100)]))
     pq.write_table(strange, tmp_path / "strange.parquet")
     with pytest.raises(ValueError, match="no item_id of strange.parquet is an item"):
@@ -186,7 +194,9 @@ def test_parquet_codes_follow_the_ids(room, tmp_path):
     order = RNG.permutation(N)
     table = pa.table({"item_id": [IDS[i] for i in order], "l1": codes[order, 0], "l2": codes[order, 1]})
     pq.write_table(table, tmp_path / "c.parquet")
-    assert (read_codes(tmp_path / "c.parquet", source, "item_id") == codes).all()
+    got = read_codes(tmp_path / "c.parquet", source, "item_id")
+    assert got.matched_by == "id"
+    assert (got.codes == codes).all()
     pq.write_table(table.set_column(0, "item_id", pa.array(["i0"] * N)), tmp_path / "twice.parquet")
     with pytest.raises(ValueError, match="do not hold the same items: 399 items have no codes"):
         read_codes(tmp_path / "twice.parquet", source, "item_id")
