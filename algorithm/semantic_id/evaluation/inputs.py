@@ -215,6 +215,7 @@ def _is_label(kind: pa.DataType) -> bool:
 
 
 def same_rows(rows: int, source: VectorSource, path: Path) -> None:
+    """按行序对齐之前，行数须与特征相同。"""
     if rows != source.num_rows:
         raise InputError(
             f"{path.name} has {rows} rows, but {source.description} has {source.num_rows}; "
@@ -230,6 +231,7 @@ def _schema(path: Path) -> Any:
 
 
 def read_table(path: Path, columns: List[str] | None = None) -> pa.Table:
+    """读一个 Parquet 文件，核对页校验和；读不懂与坏了的都是一行错误。"""
     _schema(path)
     try:
         return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)

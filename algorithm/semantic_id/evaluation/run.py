@@ -12,7 +12,7 @@ from typing import Any, Dict
 
 from .. import __version__
 from ..files.progress import Progress
-from .folder import check_evaluation_folder, write_evaluation_folder
+from .folder import EvaluationTarget
 from .legend import legend_of
 from .measure import Result, counter, measure, num_rows_read
 from .opening import Request, open_inputs
@@ -47,23 +47,22 @@ def run_evaluation(
     Raises:
         FileExistsError, FileNotFoundError, TypeError, ValueError: 见各扇门；出错时什么也没写。
     """
-    if output is not None:
-        check_evaluation_folder(output, overwrite)
+    target = None if output is None else EvaluationTarget(output, overwrite)
     inputs = open_inputs(request)
     num_rows = num_rows_read(inputs)
     with Progress(progress) as bar, bar.task("evaluate", num_rows) as report:
         measured = measure(inputs, block_rows, counter(num_rows, report))
     result = {**measured.figures, **measured.facts}
     result["verdicts"] = [verdict._asdict() for verdict in judge_health(result)]
-    if output is not None:
-        _write(output, result, measured)
-        result["output"] = os.fspath(output)
+    if target is not None:
+        _write(target, result, measured)
+        result["output"] = os.fspath(target.path)
     return result
 
 
-def _write(output: Path, result: Dict[str, Any], measured: Result) -> None:
+def _write(target: EvaluationTarget, result: Dict[str, Any], measured: Result) -> None:
     """写评估目录。"""
-    folder = output.resolve()
+    folder = target.path.resolve()
     # 放在训练目录的 evaluation/ 里时，名字取那个目录的：比较几次训练时人认得的是它
     name = folder.parent.name if folder.name == "evaluation" else folder.name
     evaluation_json = {
@@ -76,4 +75,4 @@ def _write(output: Path, result: Dict[str, Any], measured: Result) -> None:
         "legend": legend_of(measured.figures),
         "items_in_folder": measured.chosen,
     }
-    write_evaluation_folder(output, evaluation_json, measured.items, measured.codewords)
+    target.write(evaluation_json, measured.items, measured.codewords)

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..evaluation.tables import choose_items
+from ..files.printable import printable
 from .runs import Run
 
 __all__ = ["Blocks", "embedded_json", "pack_runs", "thin_items"]
@@ -53,8 +54,8 @@ class Blocks:
         return {"block": self.add(np.ascontiguousarray(little).tobytes()), "type": kinds[values.dtype.str[1:]]}
 
     def text(self, values: Sequence[str | None]) -> Dict[str, Any]:
-        """一列文字；换行会破坏切分，换成空格。"""
-        lines = ("" if value is None else " ".join(value.splitlines()) for value in values)
+        """一列文字；换行会破坏切分，换成空格，别的看不见而会动作的字符写成转义。"""
+        lines = ("" if value is None else printable(" ".join(value.splitlines())) for value in values)
         return {"block": self.add("\n".join(lines).encode("utf-8", "replace")), "type": "text"}
 
 
@@ -75,11 +76,11 @@ def pack_runs(runs: Sequence[Run]) -> Tuple[Dict[str, Any], Blocks]:
                 counts[pair["values"]] = counts.get(pair["values"], 0) + pair["counts"]
     labels = sorted(counts, key=lambda name: (-counts[name], name))[:MAX_LABELS]
     numbers = {name: i for i, name in enumerate(labels)}
-    return {"labels": labels, "runs": [_pack_run(run, numbers, blocks) for run in runs]}, blocks
+    return {"labels": list(map(printable, labels)), "runs": [_pack_run(run, numbers, blocks) for run in runs]}, blocks
 
 
 def thin_items(items: pa.Table, num_levels: int, rows: int) -> pa.Table:
-    """减到 `rows` 行，挑法与评估目录相同（`evaluation_tables.choose_items`）；页面太大时用。
+    """减到 `rows` 行，挑法与评估目录相同（`tables.choose_items`）；页面太大时用。
 
     Args:
         items: items.parquet。

@@ -4,7 +4,7 @@
 `data.py`。标题来自别人的数据，绝不当作标记：模板自动转义，JSON 里的 `<` 写成转义，脚本只用 textContent，
 内容安全策略只放行这一段脚本（按它的 SHA-256）。
 
-谁可以写：只写 `output` 一个文件，原子地换上。不 import 模型。
+谁可以写：只写 `output` 一个文件，原子地换上；运行途中出现在那里的别的东西留着不动。不 import 模型。
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 from .. import __version__
 from ..errors import InputError
 from ..evaluation.summary import notes, split_table
-from ..files.durable import write_atomically
+from ..files.durable import FileTarget, one_writer
 from .data import embedded_json, pack_runs, thin_items
 from .figures import compare_rows, figure_tiles, format_metric, overall
 from .runs import Run, read_runs
@@ -28,6 +28,11 @@ __all__ = ["MAX_PAGE_BYTES", "write_report"]
 # 邮件附件与浏览器都受得了的上限；超过就少画一些物品
 MAX_PAGE_BYTES = 15_000_000
 _PAGE = Path(__file__).with_name("assets")
+_UNSEALED = (
+    "这份评估是旧版本写的，清单没有校验和：被改动过也看不出来。重新评估一次就有。",
+    "this evaluation was written by an older version without a checksum of its own: changes to it would go unnoticed. "
+    "Evaluate again to have one.",
+)
 _SCRIPTS = ("text", "data", "paint", "charts", "tree", "tree_view", "map", "lists", "main")
 
 
@@ -59,16 +64,14 @@ def write_report(
         raise InputError(f"--output {str(path)!r} must end in .html")
     if lang not in ("zh", "en"):
         raise InputError(f"lang={lang!r} is not supported; use zh or en")
-    if path.is_dir():
-        raise FileExistsError(f"output {str(path)!r} is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"report {str(path)!r} exists; pass --overwrite or choose another file")
+    target = FileTarget(path, overwrite)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {str(path.parent)!r} of the report does not exist; make it first")
     template = _template()
     read = read_runs(runs)
     page = _fitting(template, read, lang)
-    write_atomically(path, page[0])
+    with one_writer(path), target.writing() as file:
+        file.write(page[0])
     shown = [
         {
             "name": run.name,
@@ -158,7 +161,7 @@ def _run_view(run: Run) -> Dict[str, Any]:
         "summary": summary,
         "levels": split_table(figures, "level", everything=True),
         "prefixes": split_table(figures, "prefix", everything=True),
-        "notes": notes(figures),
+        "notes": notes(figures) + ([] if evaluation["sealed"] else [_UNSEALED]),
         "figures": {key: format_metric(key, value) for key, value in evaluation["metrics"].items()},
         "shown": 0 if run.items is None else run.items.num_rows,
         "sampled": {key: value for key, value in evaluation["sampled"].items() if value is not None},

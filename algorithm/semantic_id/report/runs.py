@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ..errors import InputError
 from ..evaluation.folder import find_evaluation, read_evaluation_folder
+from ..files.printable import printable
 
 __all__ = ["Run", "read_runs"]
 
@@ -93,11 +94,21 @@ def _read_run(path: Path) -> Run:
             f"{path}/evaluation` first"
         )
     if found is None:
-        return Run(training.name, None, None, None, curves, False)
-    evaluation, items, codewords = read_evaluation_folder(found)
+        return Run(printable(training.name), None, None, None, curves, False)
+    raw, items, codewords = read_evaluation_folder(found)
+    evaluation = _printable(raw)
     fingerprint = _fingerprint(training / _CONFIG_NAME)
     stale = None not in (fingerprint, evaluation["fingerprint"]) and fingerprint != evaluation["fingerprint"]
     return Run(evaluation["name"], evaluation, items, codewords, curves, stale)
+
+
+def _printable(value: Any) -> Any:
+    """清单里的每段文字：看不见而会动作的字符写成转义，页面与终端都不会被它们摆布。"""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_printable(part) for part in value]
+    return {key: _printable(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def _read_curves(path: Path) -> List[Dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 import numpy as np
 import pyarrow as pa
 
-from algorithm.semantic_id.evaluation.folder import codeword_schema, item_schema, write_evaluation_folder
+from algorithm.semantic_id.evaluation.folder import EvaluationTarget, codeword_schema, item_schema
 from algorithm.semantic_id.evaluation.legend import legend_of
 
 SIZES = (4, 3, 5)
@@ -76,7 +76,7 @@ def make_codewords(items: pa.Table) -> pa.Table:
 def make_run(folder: Path, name: str = "mine", items: pa.Table | None = None, **changes: Any) -> Path:
     """评估目录。"""
     items = make_items() if items is None else items
-    write_evaluation_folder(folder, make_evaluation(name, **changes), items, make_codewords(items))
+    EvaluationTarget(folder, overwrite=True).write(make_evaluation(name, **changes), items, make_codewords(items))
     return folder
 
 

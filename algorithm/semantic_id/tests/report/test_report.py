@@ -137,6 +137,60 @@ def test_titles_never_become_markup(tmp_path):
     assert NASTY[0] not in page
 
 
+def test_control_characters_do_not_reach_the_page(tmp_path):
+    nasty = "\x1b]0;owned\x07 \u202egpj.exe \x9b2J\x00"
+    items = make_items()
+    for name in ("item_id", "title", "label"):
+        column = items.column(name).to_pylist()
+        column[10] = nasty + name
+        items = items.set_column(items.column_names.index(name), name, pa.array(column))
+    run = make_run(tmp_path / "run", "run" + nasty, items)
+    page = written([run], tmp_path)
+    scripts = Scripts(page)
+    blocks = [gzip.decompress(base64.b64decode(text)) for a, text in scripts.scripts if a.get("id", "")[:6] == "block-"]
+    texts = [data.decode() for data in blocks if b"thing number" in data or b"id-1" in data]
+    assert len(texts) == 2
+    labels = json.loads(scripts.scripts[0][1])["labels"]
+    for text in (page.split("<script>")[0], *texts, *labels):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+    shown = r"\x1b]0;owned\x07 \u202egpj.exe \x9b2J\x00"
+    assert f"<dd>run{shown}</dd>" in page
+    assert any(shown + "title" in text for text in texts)
+    assert shown + "label" in labels
+
+
+def test_a_page_that_appears_while_it_is_made_is_left_alone(tmp_path, monkeypatch):
+    run, out = make_run(tmp_path / "run"), tmp_path / "r.html"
+    real = report.read_runs
+    for overwrite in (False, True):
+        out.unlink(missing_ok=True)
+        if overwrite:
+            report.write_report([run], out)
+
+        def slow(runs, out=out):
+            found = real(runs)
+            out.write_text("notes of somebody else")
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(report, "read_runs", slow)
+            with pytest.raises(FileExistsError, match="r.html"):
+                report.write_report([run], out, overwrite=overwrite)
+        assert out.read_text() == "notes of somebody else"
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_evaluation_without_a_checksum_says_so(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "清单没有校验和" not in written([run], tmp_path)
+    old = json.loads((run / "evaluation.json").read_text())
+    del old["self_sha256"]
+    (run / "evaluation.json").write_text(json.dumps({**old, "schema_version": 1}))
+    page = written([run], tmp_path)
+    assert "清单没有校验和" in page
+    assert "changes to it would go unnoticed" in page
+
+
 def test_embedded_json_cannot_end_its_script():
     text = embedded_json({"a": "</script><!--\u2028"})
     assert "<" not in text
@@ -299,6 +353,28 @@ def test_tiles_by_hand():
     assert tiles["label_purity"].severity == "none"
     assert "generalisation_ratio" not in tiles
     assert report_figures.overall(list(tiles.values()))[1][1] == "fix 1 of these before training a recommender"
+
+
+def test_what_was_not_judged_is_not_called_fine():
+    evaluation = make_evaluation()
+    unknown = {"code": "x", "severity": "unknown", "zh": "没有判断。", "en": "not judged.", "metric": "neighbour_share"}
+    evaluation["verdicts"] = [VERDICTS[0], unknown]
+    tiles = report_figures.figure_tiles(evaluation)
+    assert {tile.metric: tile.severity for tile in tiles}["neighbour_share"] == "unknown"
+    assert report_figures.overall(tiles) == (
+        "unknown",
+        ("没有发现问题，但有 1 处没法判断", "nothing to worry about found, but 1 could not be judged"),
+    )
+
+
+def test_half_an_evaluation_still_makes_a_page(tmp_path):
+    whole = make_evaluation()["metrics"]
+    for key in whole:
+        evaluation = make_evaluation()
+        evaluation["metrics"] = {k: v for k, v in whole.items() if k != key}
+        report_figures.figure_tiles(evaluation)
+        evaluation["metrics"] = {k: v if k != key else None for k, v in whole.items()}
+        report_figures.figure_tiles(evaluation)
 
 
 def test_no_verdict_is_lost():
