@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save as tensors_to_bytes
 
 from ..files.durable import sync_folder, write_synced
+from ..files.source import one_line
 from .embedding_rows import init_embedding_rows_
 from .tokens import TokenLayout, add_tokens
 
@@ -101,7 +102,12 @@ def _load(folder: Path) -> Any:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise ImportError("LLM tokens need the extra `hf`: pip install 'semid[hf]'") from error
-    return AutoTokenizer.from_pretrained(os.fspath(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(os.fspath(folder), local_files_only=True, trust_remote_code=False)
+    except ImportError:  # 缺 sentencepiece 之类，transformers 自己说得清
+        raise
+    except Exception as error:  # 坏文件在这里什么都抛，tokenizers 抛的就是 Exception 本身
+        raise ValueError(f"{str(folder)!r} holds no readable tokenizer: {one_line(error)}") from None
 
 
 def _rows(layout: TokenLayout, codebooks: Sequence[torch.Tensor], width: int) -> torch.Tensor:

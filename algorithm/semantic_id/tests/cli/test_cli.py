@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,3 +316,22 @@ def test_unique_ids_from_the_command_line(room, tmp_path, capsys):
     too_many = fails(capsys, "encode", room / "model", *encode[2:], tmp_path / "x", "--unique", "nearest-free")
     assert "no free code is left" in too_many
     assert not (tmp_path / "x").exists()
+
+
+def test_unique_never_eats_the_model(room, tmp_path, capsys, monkeypatch):
+    model, x = room / "model", room / "x.npy"
+    for number, words in enumerate(
+        (("--unique", model, x), (model, "--unique", x), (model, x, "--unique"), ("--unique=suffix", model, x))
+    ):
+        encoded = run_json(capsys, "encode", *words, "--output", tmp_path / str(number))
+        assert encoded["unique"] == "suffix"
+    assert run_json(capsys, "encode", "--unique", "none", model, x, "--output", tmp_path / "n")["unique"] == "none"
+    # 模型目录恰好叫 suffix：紧跟在 --unique 后面就是策略，写成 --unique=suffix 或 ./suffix 就是目录
+    shutil.copytree(model, tmp_path / "suffix")
+    monkeypatch.chdir(tmp_path)
+    assert "FEATURES" in fails(capsys, "encode", "--unique", "suffix", x, "--output", "s")
+    for words in (("--unique=suffix", "suffix"), ("--unique", "./suffix"), ("suffix", "--unique")):
+        assert run_json(capsys, "encode", *words, x, "--output", f"s{len(words[0])}")["unique"] == "suffix"
+    typo = fails(capsys, "encode", model, x, "--output", "t", "--unique", "sufix")
+    assert "sufix" in typo
+    assert "--unique takes one of none, suffix, nearest-free, or nothing" in typo
