@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from algorithm.interfaces import SemanticIDModel
 
-from ..files.durable import sync_folder
+from ..files.durable import FileTarget, one_writer
 from ..files.progress import OnProgress
 from ..files.source import check_block_rows, one_line
 from ..files.vectors_npy import NpyFile
@@ -56,11 +56,10 @@ def decode_codes_file(
         ValueError: 文件损坏、缺列、层数不符、扩展名未知。
         TypeError: 编码不是整数。
     """
-    target = Path(os.path.realpath(output))
-    if target.suffix != ".npy":
+    path = Path(os.path.realpath(output))  # 若是符号链接，写的是它指向的文件
+    if path.suffix != ".npy":
         raise ValueError(f"output {str(output)!r} must end in .npy")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise FileExistsError(f"output file {str(output)!r} exists; pass --overwrite to replace it or choose another")
+    target = FileTarget(path, overwrite)
     check_block_rows(block_rows)
     total, blocks = _open_codes(Path(codes), model, block_rows)
 
@@ -83,28 +82,18 @@ def decode_codes_file(
     }
 
 
-def _write_npy(target: Path, shape: Tuple[int, int], parts: Iterator[np.ndarray]) -> None:
-    """逐块写 float32 `.npy`：行数事先知道，所以文件头先写，写完才改名。"""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            rows = 0
-            for part in parts:
-                file.write(np.ascontiguousarray(part, dtype="<f4").data)
-                rows += len(part)
-            if rows != shape[0]:
-                raise CatalogError(
-                    f"codes promised {shape[0]} rows, but {rows} were read; do not write to them during a run"
-                )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
+def _write_npy(target: FileTarget, shape: Tuple[int, int], parts: Iterator[np.ndarray]) -> None:
+    """逐块写 float32 `.npy`：行数事先知道，所以文件头先写，写完才换上。"""
+    with one_writer(target.path), target.writing() as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        rows = 0
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype="<f4").data)
+            rows += len(part)
+        if rows != shape[0]:
+            raise CatalogError(
+                f"codes promised {shape[0]} rows, but {rows} were read; do not write to them during a run"
+            )
 
 
 def _decode_block(model: SemanticIDModel, codes: np.ndarray, row_offset: int) -> np.ndarray:

@@ -7,8 +7,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+import tempfile
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
@@ -17,17 +20,33 @@ import numpy as np
 import pyarrow as pa
 
 from ..code_keys import Packing
-from .format.manifest import MANIFEST_NAME, SUFFIX, CatalogError, files_of, id_columns, read_manifest
+from ..limits import check_int
+from .format.manifest import (
+    MANIFEST_NAME,
+    SUFFIX,
+    CatalogError,
+    files_of,
+    gone,
+    id_columns,
+    is_replaced,
+    old_format_note,
+    read_manifest,
+)
 from .format.parts import check_range, codes_of, id_table, read_checked
+from .index.build import build_index
 from .index.lookup import CatalogIndex
 
 __all__ = ["Catalog", "CatalogError"]
+
+_log = logging.getLogger(__name__)
 
 
 class Catalog:
     """一代写完的物品表，只读。
 
-    打开之后即使别的进程写了新的一代，这里看到的仍是打开时那一代：索引已经映射，换下来的分片再留两次更新才删。
+    打开之后看到的始终是打开时的那一份：清单在内存里，它列出的每个文件都按清单里的校验和核对。所以别的进程写了新的
+    一代、或整个换成了别的物品表，这里要么照旧（换下来的文件再留两次更新才删），要么说「被换掉了，重新打开」，绝不给出
+    另一份的 ID。
 
     Attributes:
         folder: 目录。
@@ -37,6 +56,7 @@ class Catalog:
         unique: 去重策略，none、suffix 或 nearest-free。
         generation: 第几代，从 0 起。
         fingerprint: 写它的模型的指纹。
+        format_note: 旧版本写的物品表缺什么，一句英文；None 表示什么也不缺。
     """
 
     def __init__(self, folder: Path, manifest: Dict[str, Any]) -> None:
@@ -47,6 +67,7 @@ class Catalog:
         self.generation: int = manifest["generation"]
         self.fingerprint: str = manifest["model_fingerprint"]
         self.id_columns: List[str] = id_columns(len(self.codebook_sizes), self.unique)
+        self.format_note: str | None = old_format_note(folder, manifest)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Catalog:
@@ -57,7 +78,10 @@ class Catalog:
             CatalogError: 没有清单、清单损坏、版本不认识、文件缺失或名字越界。
         """
         path = Path(folder)
-        return cls(path, read_manifest(path))
+        catalog = cls(path, read_manifest(path))
+        if catalog.format_note is not None:
+            _log.warning(catalog.format_note)
+        return catalog
 
     def tables(self) -> Iterator[pa.Table]:
         """逐分片读出并核对；内存只占一个分片。
@@ -67,7 +91,8 @@ class Catalog:
         """
         row = 0
         for part in self.manifest["parts"]:
-            table = read_checked(self.folder, part, self.manifest["columns"])
+            with self._unreplaced():
+                table = read_checked(self.folder, part, self.manifest["columns"])
             check_range(codes_of(table), self.codebook_sizes, part["name"], row)
             row += table.num_rows
             yield table
@@ -84,12 +109,9 @@ class Catalog:
             CatalogError: 有文件与清单不符。
         """
         for entry in files_of(self.manifest):
-            digest = hashlib.sha256()
-            with open(self.folder / entry["name"], "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            if digest.hexdigest() != entry["sha256"]:
-                raise CatalogError(f"{self.folder / entry['name']} does not match its SHA-256 in {MANIFEST_NAME}")
+            with self._unreplaced():
+                if _sha256(self.folder / entry["name"]) != entry["sha256"]:
+                    raise CatalogError(f"{self.folder / entry['name']} does not match its SHA-256 in {MANIFEST_NAME}")
 
     @cached_property
     def packing(self) -> Packing:
@@ -119,11 +141,17 @@ class Catalog:
         """查找索引；第一次用到才映射。
 
         Raises:
-            CatalogError: 没有索引，或索引的长度与清单不符。
+            CatalogError: 没有物品，或索引的长度与清单不符。
         """
-        if not self.manifest["index"]:
+        if not self.num_items:
             raise CatalogError(f"catalog {str(self.folder)!r} has no items, so it has no index")
-        return CatalogIndex(self.folder, self.manifest["index"], self.packing, self.id_type)
+        if self.manifest["index"]:
+            with self._unreplaced():
+                return CatalogIndex(self.folder, self.manifest["index"], self.packing, self.id_type)
+        with tempfile.TemporaryDirectory(prefix="semid-index-") as name:  # 版本 1 没有索引；映射之后删掉也无妨
+            folder = Path(name)
+            entries = build_index(self.tables, self.num_items, self.packing, folder, folder, 0, unique=False)
+            return CatalogIndex(folder, entries, self.packing, self.id_type)
 
     def find(self, items: Any) -> np.ndarray:
         """物品 → ID。
@@ -138,7 +166,7 @@ class Catalog:
             TypeError: 类型与物品表的编号不符。
         """
         ids = self.as_ids(items)
-        if not self.manifest["index"]:
+        if not self.num_items:
             return np.full((len(ids), len(self.id_columns)), -1, np.int32)
         return self.index.ids_at(self.index.positions_of(ids))
 
@@ -160,7 +188,7 @@ class Catalog:
                 f"ids must be integers of shape (Q, {len(self.id_columns)}) for {', '.join(self.id_columns)}, got "
                 f"{ids.dtype} {ids.shape}"
             )
-        if not self.manifest["index"]:
+        if not self.num_items:
             return pa.nulls(len(ids), self.id_type)
         return self.index.items_at(self.index.first_position(ids.astype(np.int64)))
 
@@ -180,7 +208,7 @@ class Catalog:
         for name, code, size in zip(self.id_columns, prefix, sizes, strict=False):
             if not 0 <= code < size:
                 raise ValueError(f"prefix {tuple(prefix)} has {name}={code}; codes must be in [0, {size})")
-        if not self.manifest["index"]:
+        if not self.num_items:
             return self._empty()
         start, stop = self._span(prefix)
         stop = stop if limit is None else min(stop, start + limit)
@@ -192,7 +220,7 @@ class Catalog:
 
     def count(self, prefix: Sequence[int]) -> int:
         """前缀下有多少物品。"""
-        start, stop = self._span(prefix) if self.manifest["index"] else (0, 0)
+        start, stop = self._span(prefix) if self.num_items else (0, 0)
         return stop - start
 
     def items_under(self, prefixes: Any, limit: int | None = None) -> pa.LargeListArray:
@@ -214,15 +242,15 @@ class Catalog:
                 f"prefixes must be integers of shape (Q, 0..{len(self.id_columns)}) for {', '.join(self.id_columns)}, "
                 f"got {prefixes.dtype} {prefixes.shape}"
             )
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit={limit} is out of range; use an int >= 0, or None for all")
+        if limit is not None:
+            check_int("limit", limit, 0)
         start = stop = np.zeros(len(prefixes), np.int64)
-        if self.manifest["index"]:
+        if self.num_items:
             start, stop = self.index.spans(prefixes.astype(np.int64))
         count = stop - start if limit is None else np.minimum(stop - start, limit)
         offsets = np.concatenate([[0], np.cumsum(count)])
         positions = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], count)
-        items = self.index.items_at(positions) if self.manifest["index"] else pa.array([], self.id_type)
+        items = self.index.items_at(positions) if self.num_items else pa.array([], self.id_type)
         return pa.LargeListArray.from_arrays(pa.array(offsets), items)
 
     def as_ids(self, items: Any) -> pa.Array:
@@ -244,6 +272,19 @@ class Catalog:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError) as error:
             raise TypeError(f"item ids must be of type {self.id_type}: {' '.join(str(error).split())}") from None
 
+    @contextmanager
+    def _unreplaced(self) -> Iterator[None]:
+        """按名字打开文件时出了错：是坏了，还是目录已经换了一份。"""
+        try:
+            yield
+        except CatalogError as error:
+            if is_replaced(self.folder, self.manifest):
+                raise CatalogError(
+                    f"catalog {str(self.folder)!r} was replaced or moved on to a later generation while it was open; "
+                    f"open it again ({error})"
+                ) from None
+            raise
+
     def _span(self, prefix: Sequence[int]) -> Tuple[int, int]:
         """一个验收过的前缀的位置区间。"""
         start, stop = self.index.spans(np.array(prefix, np.int64).reshape(1, -1))
@@ -254,3 +295,15 @@ class Catalog:
         levels = len(self.codebook_sizes)
         suffix = np.zeros(0, np.int32) if len(self.id_columns) > levels else None
         return id_table(pa.array([], self.id_type), np.zeros((0, levels), np.int32), suffix)
+
+
+def _sha256(path: Path) -> str:
+    """整个文件的 SHA-256。"""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except FileNotFoundError:
+        raise gone(path) from None
+    return digest.hexdigest()

@@ -26,7 +26,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "files": ("base", "numpy pyarrow torch safetensors rich"),
     "metrics": ("base files", "numpy"),
     "model": ("base search files", "torch huggingface_hub"),
-    "catalog.format": ("files", "numpy pyarrow"),
+    "catalog.format": ("base files", "numpy pyarrow"),
     "catalog.index": ("base files catalog.format", "numpy pyarrow"),
     "catalog.unique": ("base catalog.format", "numpy torch"),
     "catalog": ("base files catalog.format catalog.index", "numpy pyarrow torch"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
@@ -25,7 +24,7 @@ from ...files.source import VectorSource
 from ...files.vectors import check_unique_ids
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY
 from ..format.manifest import STAGING_NAME
-from ..format.publish import check_target, partial_folder, publish
+from ..format.publish import new_catalog
 from ..unique import assign
 from ..unique.assign import Choices
 from ..unique.candidates import candidates_of
@@ -48,8 +47,6 @@ __all__ = ["DEFAULT_ROWS_PER_PART", "Engine", "LocalEngine", "encode_block", "en
 DEFAULT_ROWS_PER_PART = 1 << 20
 # 编号少于此数就先查重：在编码之前报错，而不是编码完才报；更多的由封存时的外部排序查
 _CHECK_IDS_FIRST = 20_000_000
-
-# (已完成行数, 总行数)
 
 
 class Engine:
@@ -113,7 +110,8 @@ def encode_catalog(
         added_mse（新增误差之和 / (N·D)，隐空间）、num_greedy。
 
     Raises:
-        FileExistsError: 输出已存在而没有 overwrite，或它不是物品表。
+        FileExistsError: 输出已存在而没有 overwrite，或它不是物品表；另一个进程在写；运行途中别人动过它（写好的一份留在
+            `OUTPUT.partial`）。
         ValueError: 维度不符、编号重复、数据有坏行，或要接着的那次编码参数不同。
         NoFreeCodeError: nearest-free 没有码可用。
         OSError: 磁盘满等；此时 output 上什么也没有（旧表还在）。
@@ -126,9 +124,6 @@ def encode_catalog(
         )
     assign.check_policy(unique, prefix_price)
     shards = plan_shards(source.num_rows, rows_per_part)
-    check_target(target, overwrite)
-    if source.num_rows <= _CHECK_IDS_FIRST:
-        check_unique_ids(source)
     plan = {
         "model_fingerprint": model.fingerprint(),
         "features": source.description,
@@ -137,7 +132,9 @@ def encode_catalog(
         "unique": unique,
         "prefix_price": str(float(prefix_price)),
     }
-    with partial_folder(target, plan, resume) as folder:
+    with new_catalog(target, plan, overwrite=overwrite, resume=resume) as folder:
+        if source.num_rows <= _CHECK_IDS_FIRST:
+            check_unique_ids(source)
         staging = folder / STAGING_NAME
         engine = LocalEngine(model) if engine is None else engine
         try:
@@ -157,8 +154,6 @@ def encode_catalog(
             rows_in_memory=rows_in_memory,
             **settled,
         )
-        publish(folder, target)
-        shutil.rmtree(target / STAGING_NAME)  # 就位之后才删：此前任何时刻被杀，都不必重新编码
     return {
         "output": os.fspath(output),
         "num_items": manifest["num_items"],

@@ -19,7 +19,7 @@ import pyarrow as pa
 from ...code_keys import Packing, comparable
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY, group_starts, key_table, keys_of, sort_rows
 from ..format.manifest import CatalogError, id_columns, write_manifest
-from ..format.parts import codes_of, id_table, part_name, read_checked, write_table
+from ..format.parts import codes_of, id_table, order_of_ids, part_name, read_checked, write_table
 from ..index.build import build_index
 from ..unique.assign import Placement, suffixes_of_sorted
 from .shards import Shard, note_of, read_staged, shard_name
@@ -54,7 +54,7 @@ class Contenders(NamedTuple):
 
 
 def _among(keys: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Keys 是否在升序的 ordered 里。"""
+    """各个键是否在升序的 ordered 里。"""
     if not len(ordered):
         return np.zeros(len(keys), bool)
     slot = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
@@ -111,8 +111,7 @@ def find_contenders(
             items.append(table.column("item_id").combine_chunks().take(pa.array(shared)))
     distinct = np.memmap(path, comparable(np.zeros((1, packing.num_words), np.int64)).dtype, "r")
     ids = pa.concat_arrays(items)
-    keyed = ids.cast(pa.binary()) if pa.types.is_fixed_size_binary(ids.type) else ids
-    order = pa.compute.sort_indices(keyed).to_numpy()
+    order = order_of_ids(ids)
     return Contenders(np.concatenate(rows)[order], np.concatenate(codes)[order], ids.take(pa.array(order)), distinct)
 
 

@@ -24,6 +24,7 @@ from algorithm.interfaces import SemanticIDModel
 from ...files.durable import sync_folder, write_synced
 from ...files.progress import OnProgress
 from ...files.source import Block, VectorSource, pick_rows
+from ...limits import check_int
 from ..format.manifest import CatalogError
 from ..format.parts import check_range, codes_of, id_table, read_staged
 from ..unique.assign import Choices
@@ -59,14 +60,13 @@ def plan_shards(num_rows: int, rows_per_shard: int) -> List[Shard]:
     """把 N 行切成分片，每片 `rows_per_shard` 行，最后一片可以更短。
 
     Raises:
-        ValueError: `rows_per_shard` 不是 ≥ 1 的整数。
+        TypeError, ValueError: `rows_per_shard` 不是 ≥ 1 的整数。
 
     Examples:
         >>> plan_shards(5, 2)
         [Shard(number=0, start=0, stop=2), Shard(number=1, start=2, stop=4), Shard(number=2, start=4, stop=5)]
     """
-    if isinstance(rows_per_shard, bool) or not hasattr(rows_per_shard, "__index__") or rows_per_shard < 1:
-        raise ValueError(f"rows_per_part={rows_per_shard!r} is out of range; use an int >= 1")
+    rows_per_shard = check_int("rows_per_part", rows_per_shard, 1)
     starts = range(0, num_rows, rows_per_shard)
     return [Shard(i, start, min(start + rows_per_shard, num_rows)) for i, start in enumerate(starts)]
 

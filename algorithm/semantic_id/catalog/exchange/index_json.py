@@ -10,20 +10,19 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Set
 
 import numpy as np
 import pyarrow as pa
 
-from ...files.durable import sync_folder
+from ...files.durable import FileTarget, one_writer
 from ..encoding import seal
 from ..encoding.encode import DEFAULT_ROWS_PER_PART
 from ..encoding.shards import plan_shards, shard_name, write_staged
 from ..format.manifest import STAGING_NAME, CatalogError
 from ..format.parts import check_range, full_ids_of, id_table
-from ..format.publish import partial_folder, publish
+from ..format.publish import new_catalog
 from ..table import Catalog
 
 __all__ = ["export_index_json", "import_index_json"]
@@ -57,13 +56,11 @@ def import_index_json(
     file, target = Path(path), Path(os.path.realpath(output))
     if not file.is_file():
         raise FileNotFoundError(f"index file {str(file)!r} does not exist; give an LC-Rec style .index.json")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"output {str(target)!r} exists; choose another folder")
     data = file.read_bytes()
     items, codes = _parse(data, file.name)
     sizes = tuple(int(top) + 1 for top in codes.max(axis=0)) if codebook_sizes is None else tuple(codebook_sizes)
     check_range(codes, sizes, file.name, 0)
-    with partial_folder(target, {"features": file.name}, resume=False) as folder:
+    with new_catalog(target, {"features": file.name}) as folder:
         shards = plan_shards(len(items), rows_per_part)
         for shard in shards:
             rows = slice(shard.start, shard.stop)
@@ -80,8 +77,6 @@ def import_index_json(
             unique="none",
             dim=1,
         )
-        publish(folder, target)
-        shutil.rmtree(target / STAGING_NAME)
     _, counts = np.unique(codes, axis=0, return_counts=True)
     return {
         "output": os.fspath(output),
@@ -99,33 +94,23 @@ def export_index_json(catalog: Catalog, path: str | os.PathLike[str], *, overwri
         FileExistsError: 文件已存在而没有 overwrite。
         ValueError: 层数超过字母表，或编号是字节串。
     """
-    target = Path(path)
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise FileExistsError(f"output file {str(target)!r} exists; pass --overwrite to replace it or choose another")
+    target = FileTarget(Path(path), overwrite)
     if len(catalog.id_columns) > 26:
         raise ValueError(f"an ID of {len(catalog.id_columns)} codes has no letter for each; .index.json allows 26")
     if pa.types.is_binary(catalog.id_type) or pa.types.is_fixed_size_binary(catalog.id_type):
         raise ValueError("item ids are bytes, which JSON cannot hold; encode with string or integer ids")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     letters = [chr(ord("a") + i) for i in range(len(catalog.id_columns))]
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write("{")
-            comma = ""
-            for table in catalog.tables():
-                for item, row in zip(table.column("item_id").to_pylist(), full_ids_of(table).tolist(), strict=True):
-                    tokens = [f"<{letter}_{code}>" for letter, code in zip(letters, row, strict=True)]
-                    file.write(f"{comma}{json.dumps(str(item), ensure_ascii=False)}: {json.dumps(tokens)}")
-                    comma = ", "
-            file.write("}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
+    with one_writer(target.path), target.writing() as file:
+        file.write(b"{")
+        comma = ""
+        for table in catalog.tables():
+            lines = []
+            for item, row in zip(table.column("item_id").to_pylist(), full_ids_of(table).tolist(), strict=True):
+                tokens = [f"<{letter}_{code}>" for letter, code in zip(letters, row, strict=True)]
+                lines.append(f"{comma}{json.dumps(str(item), ensure_ascii=False)}: {json.dumps(tokens)}")
+                comma = ", "
+            file.write("".join(lines).encode("utf-8"))
+        file.write(b"}\n")
     return {"output": os.fspath(path), "num_items": catalog.num_items}
 
 

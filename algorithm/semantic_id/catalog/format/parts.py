@@ -5,23 +5,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any, Dict, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...files.durable import write_atomically
-from .manifest import MANIFEST_NAME, SUFFIX, CatalogError, level_columns
+from ...files.parquet_bytes import describe_bytes, table_from_bytes, table_to_bytes
+from ...files.source import one_line
+from .manifest import SUFFIX, CatalogError, gone, level_columns
 
 __all__ = [
     "check_range",
     "codes_of",
     "full_ids_of",
+    "id_rows",
     "id_table",
+    "order_of_ids",
     "part_name",
     "read_checked",
     "read_staged",
@@ -54,36 +58,38 @@ def id_table(ids: Any, codes: np.ndarray, suffix: np.ndarray | None = None, **mo
     return pa.table({**columns, **more})
 
 
+def id_rows(items: pa.Array, ids: np.ndarray, levels: int) -> pa.Table:
+    """编号与 (R, L') 完整的 ID（有去重位时最后一列就是它）组成分片那样的表。"""
+    return id_table(items, ids[:, :levels], ids[:, levels] if ids.shape[1] > levels else None)
+
+
+def order_of_ids(items: pa.Array) -> np.ndarray:
+    """按 item_id 排好的下标，稳定；Arrow 不会给定长字节串排序，先转成变长的。"""
+    keyed = items.cast(pa.binary()) if pa.types.is_fixed_size_binary(items.type) else items
+    return pc.sort_indices(keyed).to_numpy().astype(np.int64)
+
+
 def write_table(folder: Path, name: str, table: pa.Table) -> Dict[str, Any]:
-    """写一个文件：先在内存里成形（一个分片不过几十 MB），再临时文件 → fsync → 改名。返回清单里的一项。"""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=_ROW_GROUP_ROWS, compression="zstd", write_page_checksum=True)
-    data = sink.getvalue()
+    """写一个文件：先在内存里成形（一个分片不过几十 MB），再原子地换上。返回清单里的一项。"""
+    data = table_to_bytes(table, _ROW_GROUP_ROWS)
     write_atomically(folder / name, data)
-    return {"name": name, "rows": table.num_rows, "bytes": data.size, "sha256": hashlib.sha256(data).hexdigest()}
+    return describe_bytes(name, table.num_rows, data)
 
 
 def read_checked(folder: Path, entry: Dict[str, Any], columns: Sequence[str]) -> pa.Table:
     """读清单里的一个 Parquet 文件并核对 SHA-256、列与行数。
 
     Raises:
-        CatalogError: 被改动、截断，或内容与清单不符。
+        CatalogError: 被改动、截断、换成了别的物品表的，或内容与清单不符。
     """
     path = folder / entry["name"]
     try:
         data = path.read_bytes()  # 只读一次：校验的与解析的是同一份字节
     except FileNotFoundError:
-        raise CatalogError(
-            f"{path} is gone: the catalog moved on to a later generation while this one was open; open it again"
-        ) from None
-    if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CatalogError(f"{path} does not match its SHA-256 in {MANIFEST_NAME}; copy or encode it again")
-    try:
-        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-    except (pa.ArrowException, OSError) as error:
-        raise CatalogError(f"{path} is not readable: {error}; encode the catalog again") from None
-    if table.column_names != list(columns) or table.num_rows != entry["rows"]:
-        raise CatalogError(f"{path} has columns or rows other than {MANIFEST_NAME} says; encode it again")
+        raise gone(path) from None
+    table = table_from_bytes(data, entry, str(path), CatalogError)
+    if table.column_names != list(columns):
+        raise CatalogError(f"{path} has columns {table.column_names}, not {list(columns)}; encode the catalog again")
     return table
 
 
@@ -92,7 +98,9 @@ def read_staged(path: Path) -> pa.Table:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(f"{path} is not readable: {error}; delete it and run again with --resume") from None
+        raise CatalogError(
+            f"{path} is not readable: {one_line(error)}; delete it and run again with --resume"
+        ) from None
 
 
 def codes_of(table: pa.Table) -> np.ndarray:

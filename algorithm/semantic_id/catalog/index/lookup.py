@@ -7,6 +7,7 @@
     index-G-offsets.npy    (N + 1,) int64，与 index-G-strings.npy 一起存各位置的 item_id（字符串、字节串编号）
     index-G-keys.npy       (N,) int64，整数编号本身或字符串的散列，升序
     index-G-positions.npy  (N,) int64，keys 的每一项在哪个位置
+    index-G-blocks.npy     以上各文件逐块的校验和，见 `blocks.py`
 
 G 是第几代。散列只用来定位，找到之后总要逐字节核对。W > 1 时 codes 是大端，于是一行可以当作一个字节串来比大小。
 """
@@ -22,6 +23,7 @@ import pyarrow as pa
 from ...code_keys import Packing, comparable
 from ..format.id_keys import hash_bytes, ids_to_bytes, ids_to_integers
 from ..format.manifest import CatalogError
+from .blocks import BlockArray, open_arrays
 
 __all__ = ["CatalogIndex", "ItemStore"]
 
@@ -32,54 +34,34 @@ _DAMAGED = "the lookup index of the catalog is damaged; copy the catalog again, 
 class ItemStore:
     """按位置取 item_id；整数编号在 items，其余在 offsets 与 strings。"""
 
-    def __init__(self, folder: Path, entries: Dict[str, Dict[str, Any]]) -> None:
-        self.items = _open_array(folder, entries, "items") if "items" in entries else None
+    def __init__(self, arrays: Dict[str, BlockArray]) -> None:
+        self.items = arrays.get("items")
         if self.items is None:
-            self.offsets, self.strings = (_open_array(folder, entries, role) for role in ("offsets", "strings"))
-            buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.strings)]
+            self._offsets, self._strings = arrays["offsets"], arrays["strings"]
+            self._offsets.rows(np.array([0, len(self._offsets) - 1]))  # Arrow 会看首尾两个偏移
+            buffers = [None, pa.py_buffer(self._offsets.array), pa.py_buffer(self._strings.array)]
             try:
-                self._texts = pa.Array.from_buffers(pa.large_binary(), len(self.offsets) - 1, buffers)  # 不复制
+                self._texts = pa.Array.from_buffers(pa.large_binary(), len(self._offsets) - 1, buffers)  # 不复制
             except pa.ArrowInvalid:
                 raise CatalogError(_DAMAGED) from None
 
     def keys(self, start: int, stop: int) -> np.ndarray:
         """一段位置的查找键 (n,)。"""
         if self.items is not None:
-            return np.asarray(self.items[start:stop])
-        offsets = np.asarray(self.offsets[start : stop + 1])
-        return hash_bytes(offsets - offsets[0], np.asarray(self.strings[offsets[0] : offsets[-1]]))
+            return self.items.span(start, stop)
+        offsets = self._offsets.span(start, stop + 1)
+        return hash_bytes(offsets - offsets[0], self._strings.span(int(offsets[0]), int(offsets[-1])))
 
     def take(self, positions: np.ndarray) -> pa.Array:
         """这些位置的编号：int64 或 large_binary。"""
         if self.items is not None:
-            return pa.array(np.asarray(self.items[positions]))
-        start, stop = self.offsets[positions], self.offsets[positions + 1]
-        # 打开时不核对内容；偏移坏了宁可报错，不能让 Arrow 读到映射之外去
-        if len(start) and (start.min() < 0 or stop.max() > len(self.strings) or bool((stop < start).any())):
+            return pa.array(self.items.rows(positions))
+        start, stop = self._offsets.rows(positions), self._offsets.rows(positions + 1)
+        # 偏移若是伪造的（校验和也配好了），宁可报错，不能让 Arrow 读到映射之外去
+        if len(start) and (start.min() < 0 or stop.max() > len(self._strings) or bool((stop < start).any())):
             raise CatalogError(_DAMAGED)
+        self._strings.check_spans(start, stop)
         return self._texts.take(pa.array(positions))
-
-
-def _open_array(folder: Path, entries: Dict[str, Dict[str, Any]], role: str) -> np.ndarray:
-    """映射一个索引文件；只看文件头与长度，内容由 `Catalog.verify` 核对。"""
-    entry = entries[role]
-    path = folder / entry["name"]
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise CatalogError(
-            f"{path} is gone: the catalog moved on to a later generation while this one was open; open it again"
-        ) from None
-    if size != entry["bytes"]:
-        raise CatalogError(f"{path} has {size} bytes, not {entry['bytes']}; copy or encode it again")
-    # 空数组不能映射
-    array = np.load(path, mmap_mode="r" if entry["rows"] else None, allow_pickle=False)
-    kind = "u1" if role == "strings" else "i8"
-    if array.shape[:1] != (entry["rows"],) or array.ndim != 1 + (role == "codes") or array.dtype.str[1:] != kind:
-        raise CatalogError(
-            f"{path} holds {array.dtype} {array.shape}, not {entry['rows']} rows of {kind}; copy or encode it again"
-        )
-    return array
 
 
 class CatalogIndex:
@@ -96,13 +78,9 @@ class CatalogIndex:
         self, folder: Path, entries: Dict[str, Dict[str, Any]], packing: Packing, id_type: pa.DataType
     ) -> None:
         self._packing, self._id_type = packing, id_type
-        self._codes, self._keys, self._positions = (
-            _open_array(folder, entries, role) for role in ("codes", "keys", "positions")
-        )
-        if self._codes.shape[1] != packing.num_words:
-            raise CatalogError(_DAMAGED)
-        self._store = ItemStore(folder, entries)
-        self._sorted = comparable(self._codes)  # (N,)
+        arrays = open_arrays(folder, entries, packing.num_words)
+        self._codes, self._keys, self._positions = (arrays[role] for role in ("codes", "keys", "positions"))
+        self._store = ItemStore(arrays)
 
     def positions_of(self, ids: pa.Array) -> np.ndarray:
         """(Q,) 编号 → (Q,) int64 位置，没有的是 −1。"""
@@ -111,15 +89,13 @@ class CatalogIndex:
         else:
             text = ids_to_bytes(ids)
             keys = hash_bytes(*text)
-        order = np.argsort(keys, kind="stable")  # 有序地查，缓存缺失少得多
-        slot = np.empty(len(keys), np.int64)
-        slot[order] = np.searchsorted(self._keys, keys[order])
+        slot = self._keys.search(keys)
         out = np.full(len(keys), -1, np.int64)
         open_ = np.arange(len(keys))  # 还没有着落、也还有同键的项可看的查询
         while len(open_):
             inside = open_[slot[open_] < len(self._keys)]
-            open_ = inside[self._keys[slot[inside]] == keys[inside]]
-            position = np.asarray(self._positions[slot[open_]])
+            open_ = inside[self._keys.rows(slot[inside]) == keys[inside]]
+            position = self._positions.rows(slot[open_])
             if len(position) and not 0 <= position.min() <= position.max() < len(self._codes):
                 raise CatalogError(_DAMAGED)
             right = np.ones(len(open_), bool)
@@ -149,9 +125,7 @@ class CatalogIndex:
 
     def ids_at(self, positions: np.ndarray) -> np.ndarray:
         """(Q,) 位置 → (Q, L') int32；−1 的位置整行是 −1。"""
-        if not len(self._codes):
-            return np.full((len(positions), len(self._packing.sizes)), -1, np.int32)
-        out = self._packing.unpack(np.asarray(self._codes[np.maximum(positions, 0)]))
+        out = self._packing.unpack(self._codes.rows(np.maximum(positions, 0)))
         out[positions < 0] = -1
         return out
 
@@ -175,14 +149,11 @@ class CatalogIndex:
     def first_position(self, ids: np.ndarray) -> np.ndarray:
         """(Q, L') ID → (Q,) 位置，没有的是 −1；几个物品同 ID 时是 item_id 最小的那个。"""
         inside = np.all((ids >= 0) & (ids < np.asarray(self._packing.sizes)), axis=1)  # (Q,)
-        keys = comparable(self._packing.pack(np.where(inside[:, None], ids, 0)))
-        order = np.argsort(keys, kind="stable")
-        slot = np.empty(len(keys), np.int64)
-        slot[order] = np.searchsorted(self._sorted, keys[order])
-        near = np.flatnonzero(inside & (slot < len(self._sorted)))
-        found: np.ndarray = self._sorted[slot[near]]
-        hit = near[np.flatnonzero(found == keys[near])]
-        out = np.full(len(keys), -1, np.int64)
+        packed = self._packing.pack(np.where(inside[:, None], ids, 0))  # (Q, W)
+        slot = self._codes.search(comparable(packed))
+        near = np.flatnonzero(inside & (slot < len(self._codes)))
+        hit = near[(self._codes.rows(slot[near]) == packed[near]).all(axis=1)]
+        out = np.full(len(ids), -1, np.int64)
         out[hit] = slot[hit]
         return out
 
@@ -190,10 +161,7 @@ class CatalogIndex:
         """(Q, l) 前缀 → 位置的区间 [开始, 结束)，各 (Q,) int64；没有物品的、编号越界的都是空区间。"""
         inside = np.all((prefixes >= 0) & (prefixes < np.asarray(self._packing.sizes[: prefixes.shape[1]])), axis=1)
         low, high = (comparable(keys) for keys in self._packing.bounds(np.where(inside[:, None], prefixes, 0)))
-        order = np.argsort(low, kind="stable")  # 有序地查，缓存缺失少得多
-        start, stop = np.zeros(len(low), np.int64), np.zeros(len(low), np.int64)
-        start[order] = np.searchsorted(self._sorted, low[order], side="left")
-        stop[order] = np.searchsorted(self._sorted, high[order], side="right")
+        start, stop = self._codes.search(low, "left"), self._codes.search(high, "right")
         stop[~inside] = start[~inside]
         return start, stop
 

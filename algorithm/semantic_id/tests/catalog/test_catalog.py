@@ -101,7 +101,7 @@ def test_existing_output_needs_overwrite_and_is_replaced_whole(tmp_path):
     assert digest(tmp_path / "cat") == before
     write(tmp_path / "cat", features=X[:3], overwrite=True)
     assert Catalog.open(tmp_path / "cat").num_items == 3
-    index = [f"index-00000-{role}.npy" for role in ("codes", "items", "keys", "positions")]
+    index = [f"index-00000-{role}.npy" for role in ("blocks", "codes", "items", "keys", "positions")]
     assert sorted(os.listdir(tmp_path / "cat")) == ["MANIFEST.json", *index, "part-00000.parquet"]
     assert os.listdir(tmp_path) == ["cat"]
 
@@ -247,9 +247,9 @@ def test_killed_at_any_moment_readers_see_the_old_or_the_new_whole(tmp_path, mon
     for folder in old:
         write(folder, features=X[:5], rows_per_part=4)
     before, after = digest(old[0]), digest(tmp_path / "new")
-    # 计划、三个编码途中的分片、三个正式分片、四个索引、清单、挪走旧表、就位
+    # 计划、三个编码途中的分片、三个正式分片、五个索引、清单、挪走旧表、就位
     survived = kill_at_each_moment(tmp_path, old, "none")
-    assert survived == 14
+    assert survived == 15
     for folder in old[: survived - 1]:
         assert digest(folder) == before
         assert Catalog.open(folder).read().num_rows == 5
@@ -314,12 +314,9 @@ def test_resume_refuses_another_run_and_keeps_what_is_there(tmp_path):
 
 
 def test_two_writers_do_not_mix(tmp_path):
-    with (
-        publish.partial_folder(tmp_path / "cat", {}, False),
-        pytest.raises(FileExistsError, match="another process is writing"),
-    ):
+    with publish.one_writer(tmp_path / "cat"), pytest.raises(FileExistsError, match="another process is writing"):
         write(tmp_path / "cat")
-    assert not (tmp_path / "cat").exists()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_strangers_partial_folder_is_left_alone(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from algorithm.semantic_id.catalog import Catalog, CatalogError, decode_codes_file, encode_catalog, table
 from algorithm.semantic_id.files.vectors import open_vectors
+from algorithm.semantic_id.tests.catalog.test_catalog_read import edit_manifest
 from algorithm.semantic_id.tests.fake_model import FakeModel
 
 N = 11
@@ -44,8 +44,7 @@ def test_decoding_keeps_row_order_whatever_the_container(tmp_path):
 
 def test_decode_refuses_a_catalog_of_another_model(tmp_path):
     write(tmp_path / "cat")
-    path = tmp_path / "cat" / "MANIFEST.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_fingerprint": "0" * 64}))
+    edit_manifest(tmp_path / "cat", model_fingerprint="0" * 64)
     with pytest.raises(CatalogError, match=r"another model \(fingerprint 000000000000…, this one is ffffffffffff…\)"):
         decode(tmp_path / "cat", tmp_path / "x.npy")
 

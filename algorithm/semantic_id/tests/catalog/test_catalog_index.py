@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from algorithm.semantic_id import code_keys
 from algorithm.semantic_id.catalog import Catalog, CatalogError, encode_catalog
 from algorithm.semantic_id.catalog.format.external_sort import key_table, keys_of, sort_rows
 from algorithm.semantic_id.catalog.format.id_keys import hash_bytes, ids_to_bytes
+from algorithm.semantic_id.catalog.index import blocks
 from algorithm.semantic_id.code_keys import Packing, comparable
 from algorithm.semantic_id.files.vectors import open_vectors
 from algorithm.semantic_id.tests.fake_model import FakeModel
@@ -188,8 +188,9 @@ def test_a_damaged_index_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("role", ["codes", "keys", "positions", "offsets", "strings"])
-def test_a_damaged_index_gives_an_error_or_an_answer_but_never_a_crash(role, tmp_path):
-    # 打开时不核对内容（一千万个物品要在一秒内打开），所以查到坏处也只能是一行错误
+def test_a_forged_index_gives_an_error_or_an_answer_but_never_a_crash(role, tmp_path, monkeypatch):
+    # 连校验和也配好了的伪造：查到坏处只能是一行错误，不能让 Arrow 读到映射之外去
+    monkeypatch.setattr(blocks.BlockArray, "_check", lambda self, wanted: None)
     build(tmp_path, pa.array([f"i{i}" for i in range(N)]))
     path = tmp_path / "cat" / f"index-00000-{role}.npy"
     data = path.read_bytes()
@@ -208,12 +209,6 @@ def test_a_damaged_index_gives_an_error_or_an_answer_but_never_a_crash(role, tmp
         for code in itertools.product(range(5), range(4), range(6)):  # 逐个问：坏的一项不能被别的挡住
             with contextlib.suppress(CatalogError):
                 alone.items_under([code], limit=1)
-    np.save(path, np.zeros(3, np.float32))
-    manifest = json.loads((tmp_path / "cat" / "MANIFEST.json").read_text())
-    manifest["index"][role] |= {"rows": 3, "bytes": path.stat().st_size}
-    (tmp_path / "cat" / "MANIFEST.json").write_text(json.dumps(manifest))
-    with pytest.raises(CatalogError, match=rf"{role}\.npy holds float32 \(3,\), not 3 rows of"):
-        _ = Catalog.open(tmp_path / "cat").index
 
 
 @settings(max_examples=60, deadline=None)

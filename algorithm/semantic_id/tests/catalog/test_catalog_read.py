@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from algorithm.semantic_id.catalog import Catalog, CatalogError, encode_catalog
 from algorithm.semantic_id.catalog.format import parts
+from algorithm.semantic_id.files.sealed import seal, unseal
 from algorithm.semantic_id.files.vectors import open_vectors
 from algorithm.semantic_id.tests.catalog.test_catalog import X, write
 from algorithm.semantic_id.tests.fake_model import FakeModel
@@ -18,9 +18,8 @@ from algorithm.semantic_id.tests.fake_model import FakeModel
 
 def edit_manifest(folder, **changes):
     path = folder / "MANIFEST.json"
-    manifest = json.loads(path.read_text())
-    manifest.update(changes)
-    path.write_text(json.dumps(manifest))
+    manifest = unseal(path.read_bytes(), path.name)[0]
+    path.write_bytes(seal({**manifest, **changes}))  # 伪造得自洽：校验和也重新算过
 
 
 def test_open_refuses_what_is_no_catalog(tmp_path):
@@ -31,19 +30,26 @@ def test_open_refuses_what_is_no_catalog(tmp_path):
     (tmp_path / "MANIFEST.json").write_text('{"format": ')
     with pytest.raises(CatalogError, match="not valid JSON"):
         Catalog.open(tmp_path)
-    for text in ("[1]", "{}", '{"format": "other"}'):
+    for text, complaint in (("[1]", "must hold a JSON object"), ("{}", "not a catalog"), ('{"format": "x"}', "not a")):
         (tmp_path / "MANIFEST.json").write_text(text)
-        with pytest.raises(CatalogError, match="not a catalog manifest"):
+        with pytest.raises(CatalogError, match=complaint):
             Catalog.open(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 1}, "format_version=1; this semid reads 2"),
+        ({"format_version": 4}, "format_version=4; this semid reads 1, 2, 3"),
+        ({"format_version": 2}, "its checksum is gone"),
+        ({"needs": ["segments"]}, "needs 'segments', which this semid does not know; upgrade semid"),
+        ({"next_part": 0}, "has next_part=0, which its parts contradict"),
+        ({"generation": True}, "no valid 'generation'"),
+        ({"max_suffix": 1 << 31}, "max_suffix=2147483648 is out of range"),
+        ({"index": {}}, r"lists an index of \[\]"),
         ({"num_items": 12}, "says num_items=12, but its parts have 11 rows"),
         ({"num_items": "11"}, "no valid 'num_items'"),
-        ({"codebook_sizes": [4, "3"]}, "use ints >= 1"),
+        ({"codebook_sizes": [4, "3"]}, "codebook_sizes must be an int, got str"),
+        ({"codebook_sizes": [4, 1 << 40]}, "codebook_sizes=1099511627776 is out of range"),
         ({"codebook_sizes": [4, 3, 2]}, "contradict its codebook_sizes"),
         ({"parts": ["part-00000.parquet"]}, "malformed part 'part-00000"),
         ({"parts": [{"name": "../../etc/passwd", "rows": 11, "bytes": 1, "sha256": ""}]}, "parts must be plain files"),
