@@ -55,7 +55,7 @@ class Selection(NamedTuple):
     """一步之后留下的束。
 
     Attributes:
-        scores: (B, k) 累计分数；−inf 的是凑数的死束。
+        scores: (B, k) 累计分数；−inf 的是死束：候选不够束宽时补在右边的，不通向任何物品。
         parents: (B, k) 来自上一步的第几束。
         codes: (B, k) 选中的编号；死束的没有意义，但在 [0, K_l) 之内，可以放心查词表。
         nodes: (B, k) 下一层的结点；死束的没有意义，但不越界：它的分数是 −inf，往下怎么走都是 −inf。
@@ -217,7 +217,7 @@ def _over_children(
 
 
 def _joined(parts: List[Selection]) -> Selection:
-    """各组接起来；孩子少的组凑不满，右侧补死束。"""
+    """各组接起来；孩子少的组不够 k 束，右侧补死束。"""
     keep = max(part.scores.shape[1] for part in parts)
     fills = (-math.inf, 0, 0, 0)
     columns = zip(*parts, strict=True)

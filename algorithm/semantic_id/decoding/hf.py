@@ -1,24 +1,29 @@
-"""transformers 的 `generate` 只生成存在的物品：一个没有状态的 LogitsProcessor。
+"""transformers 的 `generate` 只生成存在的物品：一个 LogitsProcessor。
 
 形状字母：R 行数（批 × 束），T 当前长度，V 词表大小，W 这些行里最多的孩子数。
 
-位置只由 `prompt_length` 与当前长度决定，不记任何东西：束被重排、同一个对象用于几次 generate，都不会错。
-编码器–解码器模型的 prompt_length 是 1（起始词）；只有解码器的是提示的长度，左侧补齐的批次各行相同。
+走到第几层只由 `prompt_length` 与当前长度决定，允许什么只由最后几个词决定：束被重排、同一个对象用于几次 generate，
+都不会错。编码器–解码器模型的 prompt_length 是 1（起始词）；只有解码器的是提示的长度，左侧补齐的批次各行相同。
+唯一记着的是上一次调用的长度：一次 generate 从 prompt_length 起，一次长一个词，不是这样就说明 prompt_length
+与提示对不上。光看词认不出来：提示的末尾常常正是一个物品（历史），少说 L 就像已经生成完了。
 
 陷阱，都有测试：
-- 候选不够束宽时 generate 会留下分数 −inf 的死束，它们的前缀不在树里：不能报错，也不能让整行都是 −inf
+- 候选不够束宽时 generate 会留下分数 −inf 的束（下称死束），它们的前缀不在树里：不能报错，也不能让整行都是 −inf
   （抽样时 softmax 得到 NaN，整批失败）。死束只许接 EOS。
 - 模型可能把全部允许的词都判成 −inf（例如禁词表）：给它们同样的很低的有限分，仍然只生成存在的。
 - 不允许的位置上的 NaN 与允许的无关，不能传过去；允许的位置上的 NaN 与 +inf 立即报错。
-- 物品比束少时，generate 用 −1e9 的重复束凑数：它们也存在，只是重复；`sequences_scores` 低于 −1e8 的可以丢掉。
+- 物品比束少时，generate 用分数 −1e9 的重复的束补满：它们也存在，只是重复；`sequences_scores` 低于 −1e8 的可以丢掉。
 """
 
 from __future__ import annotations
 
 import math
+import threading
+from typing import Dict
 
 import torch
 
+from ..errors import InputError
 from .beam_decoding import TABLE_FRACTION
 from .tokens import TokenLayout
 from .trie import PrefixTrie
@@ -30,7 +35,7 @@ except ImportError as error:
 
 __all__ = ["SemanticIDLogitsProcessor"]
 
-# 被模型判为 −inf、却非选不可的词：低于任何真的 log 概率，又高于 generate 给凑数的束的 −1e9
+# 被模型判为 −inf、却非选不可的词：低于任何真的 log 概率，又高于 generate 补满束宽用的 −1e9
 _LAST_RESORT = -1e6
 
 
@@ -80,22 +85,22 @@ class SemanticIDLogitsProcessor(LogitsProcessor):
             raise ValueError(f"eos_token_id={eos_token_id} is the token of a code; use the model's own EOS")
         self.trie, self.layout = trie, layout
         self.prompt_length, self.eos_token_id, self.num_ids = prompt_length, eos_token_id, num_ids
+        self._lengths: Dict[int, int] = {}  # 线程 → 上一次调用的长度：几个线程可以同时用同一个对象
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(R, T) 已有的词、(R, V) 分数 → 同形状的新分数；输入不改动。
 
         Raises:
-            ValueError: 长度或词表不符，全部行的前缀都不在树里，或允许的词的分数是 NaN、+inf。
+            InputError: 长度与 prompt_length 对不上。
+            ValueError: 词表不符，全部行的前缀都不在树里，或允许的词的分数是 NaN、+inf。
         """
+        position = self._position(input_ids.shape[1])
         if scores.shape[1] < self.layout.vocab_size:
             raise ValueError(
                 f"scores cover {scores.shape[1]} tokens, but the token layout reaches id {self.layout.vocab_size - 1}; "
                 "call model.resize_token_embeddings(len(tokenizer))"
             )
-        position = input_ids.shape[1] - self.prompt_length
-        if position < 0:
-            raise ValueError(f"input_ids have length {input_ids.shape[1]}, below prompt_length={self.prompt_length}")
         self.trie = self.trie.to(scores.device)
         if self.num_ids is None:
             return self._mixed(input_ids, scores)
@@ -112,6 +117,30 @@ class SemanticIDLogitsProcessor(LogitsProcessor):
         out = torch.full_like(scores, -math.inf)
         self._allow(out, scores, level, nodes)
         return self._rescue(out, nodes < 0)
+
+    def _position(self, length: int) -> int:
+        """当前长度 → 已经生成了几个词；接不上上一次就是 prompt_length 说错了。
+
+        可以从头开始、长一个词，也可以把同一步再问一遍；唯独走完之后的那一步不许重问，也不许再往后：提示以上一次生成的物品
+        结尾、prompt_length 却没有跟着变，正是这个样子。
+        """
+        position, last = length - self.prompt_length, self._lengths.get(threading.get_ident())
+        end = None if self.num_ids is None else self.num_ids * self.trie.num_levels
+        follows = last is not None and (length == last + 1 or (length == last and position != end))
+        over = end is not None and position > end
+        if over or not (position == 0 or (position > 0 and follows)):
+            since = "" if last is None else f" and the call before had {last}"
+            hint = (
+                f"; if it does, all {self.num_ids} IDs are complete: let generate stop at eos_token_id" if over else ""
+            )
+            raise InputError(
+                f"prompt_length={self.prompt_length} does not match generate: input_ids have length {length}{since}; "
+                "a run starts at prompt_length and grows by one token a call. Pass prompt_length=input_ids.shape[1] of "
+                "the (left padded) prompt, 1 for an encoder-decoder model, and build a new processor for each length"
+                + hint
+            )
+        self._lengths[threading.get_ident()] = length
+        return position
 
     def _nodes(self, input_ids: torch.Tensor, level: int) -> torch.Tensor:
         """最后 level 个词 → 结点；不属于该层的词减去起点后越界，自然查不到。"""

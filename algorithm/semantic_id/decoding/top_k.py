@@ -99,7 +99,7 @@ def _peaks(values: torch.Tensor, size: int, keep: Tuple[torch.Tensor, torch.Tens
 
 
 def _ordered(scores: torch.Tensor, positions: torch.Tensor | None, k: int) -> Tuple[torch.Tensor, torch.Tensor]:
-    """按 (分数降序, 下标升序) 取 k 个；−inf 的是凑数的，取哪一个都行。positions 为 None 就是 0…n−1。
+    """按 (分数降序, 下标升序) 取 k 个；−inf 的取哪一个都行。positions 为 None 就是 0…n−1。
 
     多取一个：前 k + 1 名里没有并列，取到的就没有含糊之处。有并列时把分数与下标拼成一个 int64 再取。
     """

@@ -72,7 +72,7 @@ def generate(model, trie=TRIE, num_ids=1, eos=EOS, inputs=None, **options):
 
 
 def finished_ids(sequences, scores, num_ids):
-    """完成的行（−1e9 一级的是 generate 凑数的）里的 ID，(行, num_ids, L)。"""
+    """完成的行（−1e9 一级的是 generate 补满束宽用的）里的 ID，(行, num_ids, L)。"""
     done = torch.ones(len(sequences), dtype=torch.bool) if scores is None else scores > -1e8
     return LAYOUT.decode(sequences[done][:, : L * num_ids].reshape(-1, num_ids, L))
 
@@ -97,7 +97,7 @@ def test_every_way_to_generate_gives_items(models, kind, way, num_ids, eos):
     assert set(map(tuple, ids.reshape(-1, L).tolist())) <= ITEMS
     if eos is not None and scores is None:
         assert sequences[:, L * num_ids].eq(EOS).all()
-    # 凑数的行里也挑不出不存在的 ID
+    # 补上的行里也挑不出不存在的 ID
     assert set(map(tuple, LAYOUT.extract(sequences)[1].tolist())) <= ITEMS
     if "beam" in way and not WAYS[way].get("do_sample"):
         assert len(set(map(tuple, ids[: len(ids) // 4].reshape(-1, L * num_ids).tolist()))) > 1
@@ -187,12 +187,64 @@ def test_the_same_processor_serves_several_calls(models):
     assert torch.equal(models["decoder-only"].generate(**prompts(), **options), first)
 
 
+# ---- prompt_length 与 generate 对不上 ----
+
+
+@pytest.mark.parametrize("kind", ["encoder-decoder", "decoder-only"])
+@pytest.mark.parametrize("way", ["greedy", "beam"])
+@pytest.mark.parametrize("num_ids", [1, 2, None])
+@pytest.mark.parametrize("off", [-8, -5, -4, -3, -2, -1, 1, 2, 5])
+def test_every_wrong_prompt_length_is_an_error(models, kind, way, num_ids, off):
+    # 提示的末尾正是一个物品：差 L 就像已经生成完了
+    inputs = prompts(length=9)
+    inputs["input_ids"][:, -L:] = LAYOUT.encode(torch.from_numpy(CODES[:4]))
+    right = start_of(models[kind], inputs)
+    if right + off < 0:
+        return
+    processor = SemanticIDLogitsProcessor(TRIE, LAYOUT, prompt_length=right + off, eos_token_id=EOS, num_ids=num_ids)
+    options = {"logits_processor": [processor], "max_new_tokens": 12, **WAYS[way]}
+    words = f"prompt_length={right + off} does not match generate: input_ids have length {right}"
+    with pytest.raises(ValueError, match=words + ".*Pass prompt_length=input_ids.shape"):
+        models[kind].generate(**inputs, **options)
+
+
+@pytest.mark.parametrize("way", ["greedy", "beam"])
+@pytest.mark.parametrize(("num_ids", "more"), [(1, L), (1, L + 1), (2, L), (2, 2 * L), (2, 2 * L + 1), (1, 2)])
+def test_a_history_that_grew_needs_its_own_prompt_length(models, way, num_ids, more):
+    # 同一个对象再用一次，提示接上了上一次生成的物品，prompt_length 没有跟着变
+    inputs = prompts(batch_size=2)
+    processor = SemanticIDLogitsProcessor(TRIE, LAYOUT, prompt_length=7, eos_token_id=EOS, num_ids=num_ids)
+    options = {"logits_processor": [processor], "max_new_tokens": L * num_ids + 3, "eos_token_id": EOS, **WAYS[way]}
+    made = models["decoder-only"].generate(**inputs, **options)[:2, : 7 + more]
+    with pytest.raises(ValueError, match=f"prompt_length=7 does not match generate: input_ids have length {7 + more}"):
+        models["decoder-only"].generate(input_ids=made, attention_mask=torch.ones_like(made), **options)
+    assert len(models["decoder-only"].generate(**inputs, **options))  # 对的提示照旧
+
+
+def test_threads_may_share_a_processor():
+    from concurrent.futures import ThreadPoolExecutor
+
+    processor = SemanticIDLogitsProcessor(TRIE, LAYOUT, prompt_length=1, eos_token_id=EOS)
+    ids = torch.cat([torch.zeros(len(CODES), 1, dtype=torch.int64), LAYOUT.encode(torch.from_numpy(CODES))], dim=1)
+    with ThreadPoolExecutor(1) as pool:
+        for length in range(1, L + 2):  # 两边交替，各走各的
+            ours = processor(ids[:, :length], torch.zeros(len(ids), VOCAB))
+            assert torch.equal(pool.submit(processor, ids[:, :length], torch.zeros(len(ids), VOCAB)).result(), ours)
+            if length > 2:
+                with pytest.raises(ValueError, match="does not match generate"):
+                    processor(ids[:, : length - 1], torch.zeros(len(ids), VOCAB))
+
+
 # ---- 直接调用 ----
 
 
-def call(ids, scores, trie=TRIE, **options):
+def call(ids, scores, trie=TRIE, layout=LAYOUT, **options):
+    """从提示起一步一步走到 ids，返回最后一步。"""
     options = {"prompt_length": 1, "eos_token_id": EOS, **options}
-    return SemanticIDLogitsProcessor(trie, LAYOUT, **options)(torch.tensor(ids), scores)
+    processor, ids = SemanticIDLogitsProcessor(trie, layout, **options), torch.tensor(ids)
+    for length in range(options["prompt_length"], ids.shape[1]):
+        processor(ids[:, :length], torch.zeros_like(scores))
+    return processor(ids, scores)
 
 
 def allowed_tokens(row):
@@ -270,10 +322,10 @@ def test_dead_beams_can_only_end_and_all_dead_is_an_error():
 @pytest.mark.parametrize(
     ("ids", "width", "options", "words"),
     [
-        ([[PAD]], VOCAB, {"prompt_length": 2}, "below prompt_length=2"),
+        ([[PAD]], VOCAB, {"prompt_length": 2}, "prompt_length=2 does not match generate: input_ids have length 1"),
         ([[PAD]], LAYOUT.vocab_size - 1, {}, "call model.resize_token_embeddings"),
         (
-            [[PAD] * 6],
+            [[PAD, *LAYOUT.encode(torch.from_numpy(CODES[0])).tolist()]],
             VOCAB,
             {"eos_token_id": None},
             "all 1 IDs are complete and there is no eos_token_id.*max_new_tokens=4",
