@@ -32,7 +32,8 @@ class SemanticIDConfig:
         epsilon: EMA 计数的下限，> 0：一个码字的有效样本数低于它时，分母不再变小，避免除出天文数字。
         hidden_dim: 特征网络隐层宽度，≥ 1。网络是残差结构、输出层为零，所以起点严格等于恒等映射。
         beam_size: 编码时每层保留几条路径，[1, 1024]。1 是逐层取最近码字（贪心）；更大的束误差更低、编码更慢。
-            它决定 ID，所以随模型保存，也在指纹里；旧模型没有这个字段，按 1 读。训练配方会定下它，见 `TrainerConfig`。
+            它决定 ID，所以随模型保存，也在指纹里。None 是还没定：按 1 编码，第一次训练时由配方定下；给了的（包括 1）
+            训练不改，除非 `TrainerConfig.beam_size` 明说。旧模型没有这个字段，训练过，所以一直按 1 读。
         latent_dim: 隐向量宽度 H，[1, embedding_dim]；None 为 H = D，即需求的形状。给出时特征先投影到训练行的前 H 个
             主成分：768 维以上的输入因此不必为低方差的方向付搜索的时间与码本的内存。
     """
@@ -44,13 +45,18 @@ class SemanticIDConfig:
     ema_decay: float = 0.99
     epsilon: float = 1e-5
     hidden_dim: int = 512
-    beam_size: int = 1
+    beam_size: int | None = None
     latent_dim: int | None = None
 
     @property
     def width(self) -> int:
         """隐向量宽度 H，也是码字的宽度。"""
         return self.embedding_dim if self.latent_dim is None else self.latent_dim
+
+    @property
+    def beam(self) -> int:
+        """编码真正用的束宽。"""
+        return 1 if self.beam_size is None else self.beam_size
 
     def resolved(self) -> SemanticIDConfig:
         """校验并返回规范化的副本（层数补齐、列表转元组）。
@@ -89,19 +95,20 @@ class SemanticIDConfig:
             ema_decay=check_float("ema_decay", self.ema_decay, 0.0, 1.0, open_top=True),
             epsilon=check_float("epsilon", self.epsilon, 0.0, 1.0, open_bottom=True),
             hidden_dim=check_int("hidden_dim", self.hidden_dim, 1),
-            beam_size=check_beam_size(self.beam_size),
+            beam_size=None if self.beam_size is None else check_beam_size(self.beam_size),
             latent_dim=latent_dim,
         )
 
     def to_dict(self) -> Dict[str, Any]:
         """转成可写入 JSON 的字典（元组写成列表）。
 
-        后来加的字段取默认值时不写：加它之前存下的模型因此仍是原来的指纹，已发布的物品表认得它。
+        后来加的字段没定（None）时不写：加它之前存下的模型因此仍是原来的指纹，已发布的物品表认得它。
         """
         out = asdict(self)
         out["codebook_sizes"] = list(self.codebook_sizes)
-        if self.latent_dim is None:
-            del out["latent_dim"]
+        for name in ("beam_size", "latent_dim"):
+            if out[name] is None:
+                del out[name]
         return out
 
     @classmethod
@@ -127,7 +134,8 @@ class TrainerConfig:
 
     Attributes:
         effort: 唯一的力气旋钮，`"fast"`、`"default"` 或 `"max"`：精修的轮数、编码的束宽、要不要试解码网络。
-        beam_size: 训练好的模型用多宽的束编码；None 由 `effort` 决定（1、4、8），模型配置里已经大于 1 的保持不变。
+        beam_size: 训练好的模型用多宽的束编码；给了就用它；None 时，模型配置里定了的不变，没定的在
+            第一次训练时由 `effort` 决定（1、4、8）。
         batch_size: 每步行数 B，≥ 1。
         learning_rate: Adam 的起始学习率，> 0，只作用于解码网络（码本由精修或 EMA 更新）。
         init: `"kmeans"`（逐层残差 k-means++ 与 Lloyd）或 `"uniform"`（需求里的 ±1/K）。

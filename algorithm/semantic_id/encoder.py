@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Iterator, Sequence, Tuple, Type
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -21,12 +21,15 @@ from algorithm.interfaces import SemanticIDEncoderInterface
 
 from .checks import check_level
 from .config import SemanticIDConfig, check_beam_size
+from .errors import InputError, InputTypeError
 from .exact_linear import exact_linear
 from .files import checkpoint
+from .files.durable import one_writer
 from .files.model_card import model_card
+from .files.sealed import canonical
 from .rq_vae import ResidualVectorQuantizer
 
-__all__ = ["FeatureDecoder", "FeatureEncoder", "SemanticIDEncoder"]
+__all__ = ["FeatureDecoder", "FeatureEncoder", "SemanticIDEncoder", "save_model"]
 
 
 class _FeatureNetwork(nn.Module):
@@ -125,7 +128,7 @@ class SemanticIDEncoder(
     def __init__(self, config: SemanticIDConfig | None = None):
         super().__init__()
         if config is not None and not isinstance(config, SemanticIDConfig):
-            raise TypeError(f"config must be a SemanticIDConfig, got {type(config).__name__}")
+            raise InputTypeError(f"config must be a SemanticIDConfig, got {type(config).__name__}")
         self.config = (config if config is not None else SemanticIDConfig()).resolved()
         shape = (self.config.embedding_dim, self.config.hidden_dim, self.config.latent_dim)
         self.rq_vae = ResidualVectorQuantizer(self.config, FeatureEncoder(*shape), FeatureDecoder(*shape))
@@ -244,20 +247,21 @@ class SemanticIDEncoder(
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """(B, L) 整数编码 → (B, D) float32；错误同 `decode`。"""
         if not isinstance(codes, torch.Tensor) or codes.ndim != 2:
-            raise ValueError(f"codes must be a tensor of shape (B, {self.config.num_codebooks})")
+            raise InputError(f"codes must be a tensor of shape (B, {self.config.num_codebooks})")
         return self.rq_vae.decode(*codes.unbind(1))
 
-    def set_beam_size_(self, beam_size: int) -> None:
+    def set_beam_size_(self, beam_size: int | None) -> None:
         """换一个束宽。它决定 ID：已经发布过 ID 的模型不要再改。
 
         Args:
-            beam_size: [1, 1024]；1 是逐层取最近码字。
+            beam_size: [1, 1024]；1 是逐层取最近码字；None 是不定，按 1 编码。
 
         Raises:
             TypeError: 不是整数。
             ValueError: 越界。
         """
-        self.config.beam_size = self.rq_vae.config.beam_size = check_beam_size(beam_size)
+        beam_size = None if beam_size is None else check_beam_size(beam_size)
+        self.config.beam_size = self.rq_vae.config.beam_size = beam_size
 
     @torch.no_grad()
     def relabel_(self, labels: Sequence[torch.Tensor]) -> None:
@@ -270,10 +274,10 @@ class SemanticIDEncoder(
             ValueError: 层数不符，或不是排列。
         """
         if len(labels) != len(self.codebook_sizes):
-            raise ValueError(f"got labels of {len(labels)} levels, but the model has {len(self.codebook_sizes)}")
+            raise InputError(f"got labels of {len(labels)} levels, but the model has {len(self.codebook_sizes)}")
         for level, (label, size) in enumerate(zip(labels, self.codebook_sizes, strict=True)):
             if label.shape != (size,) or not torch.equal(label.sort().values.cpu(), torch.arange(size)):
-                raise ValueError(f"labels of L{level + 1} are no permutation of 0…{size - 1}")
+                raise InputError(f"labels of L{level + 1} are no permutation of 0…{size - 1}")
         for quantizer, label in zip(self.rq_vae.quantizers, labels, strict=True):
             for tensor in quantizer.state_dict().values():
                 if tensor.ndim:  # 标量是训练时钟，与编号无关
@@ -283,53 +287,142 @@ class SemanticIDEncoder(
         """决定 ID 的一切（配置与权重）的 SHA-256，64 位十六进制。"""
         return checkpoint.fingerprint_of(self.config.to_dict(), self.state_dict())
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        *,
+        config: Any = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: Any = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
         """保存为文件夹：config.json、model.safetensors、README.md（模型卡）。
 
         Args:
-            save_directory: 目标文件夹；已有的同名模型文件被原子地替换。
-            **kwargs: huggingface_hub 的参数，其中 `push_to_hub=True` 与 `repo_id` 会接着上传。
+            save_directory: 目标文件夹；已有的模型被原子地替换，用户自己的 README.md 不动。
+            config: 只为与 huggingface_hub 的签名一致，不用：配置取自模型。
+            repo_id: 上传到哪个仓库；None 取文件夹名。
+            push_to_hub: 保存之后是否上传到 Hub。
+            model_card_kwargs: 同 `config`，不用：模型卡由测得的数字生成。
+            **push_to_hub_kwargs: 上传时交给 `push_to_hub` 的参数（`private`、`token`、`branch`……）。
 
         Returns:
             上传时为提交的地址，否则为 None。
 
         Raises:
+            TypeError: 不上传却给了上传的参数，多半是拼错的名字。
+            FileExistsError: 另一个进程正在写它，或里面有别的工具的 config.json。
             OSError: 写不进去；不会留下看似完整的模型。
         """
+        if push_to_hub_kwargs and not push_to_hub:
+            name = next(iter(push_to_hub_kwargs))
+            raise InputTypeError(
+                f"save_pretrained got {name!r}, which is only for push_to_hub=True; drop it or upload too"
+            )
         folder = Path(save_directory)
-        card = model_card(self.config, self.training_figures, self.fingerprint())
-        checkpoint.save_folder(folder, self.config.to_dict(), self.state_dict(), self.training_figures, card)
-        if kwargs.pop("push_to_hub", False):
-            kwargs.pop("config", None)
-            return self.push_to_hub(kwargs.pop("repo_id", None) or folder.name, **kwargs)
+        with one_writer(folder):
+            save_model(self, folder)
+        if push_to_hub:
+            return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs)
         return None
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> SemanticIDEncoder:  # type: ignore[override]
-        """从文件夹或 Hub 加载，核对 SHA-256 与指纹；得到的模型处于评估模式。
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> SemanticIDEncoder:
+        """从文件夹或 Hub 加载，核对 SHA-256 与指纹；得到的模型在 CPU 上，处于评估模式。
 
         Args:
             pretrained_model_name_or_path: `save_pretrained` 写出的文件夹，或 Hub 上的仓库名。
-            **kwargs: Hub 下载参数（`revision`、`token`、`cache_dir`、`local_files_only`……）。
+            force_download: 已缓存也重新下载；这个与以下几个都只用于 Hub。
+            token: 访问私有仓库的令牌。
+            cache_dir: 缓存目录。
+            local_files_only: 只用缓存，不联网。
+            revision: 分支、标签或提交。
 
         Returns:
-            编码同样的特征会得到逐位相同 ID 的编码器。
+            编码同样的特征会得到逐位相同 ID 的编码器；指纹就是写下的那个，不论写它的是哪个版本。
 
         Raises:
             FileNotFoundError: 没有这个文件夹，或里面没有完成的模型。
-            ModelFileError: 文件截断、被改动或损坏。
+            ModelFileError: 文件截断、被改动、损坏，或权重与配置对不上。
         """
         folder = Path(pretrained_model_name_or_path)
         name = str(pretrained_model_name_or_path)
         looks_like_repo = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.exists()
         if looks_like_repo and not folder.parent.is_dir():
             patterns = [checkpoint.CONFIG_NAME, checkpoint.WEIGHTS_NAME]
-            folder = Path(snapshot_download(name, allow_patterns=patterns, **kwargs))
-        config, tensors, figures = checkpoint.load_folder(folder)
-        model = cls(SemanticIDConfig.from_dict(config))
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise checkpoint.ModelFileError(f"weights in {str(folder)!r} do not fit its config: {error}") from None
-        model.training_figures = figures
-        return model.eval()
+            folder = Path(
+                snapshot_download(
+                    name, allow_patterns=patterns, force_download=force_download, token=token, cache_dir=cache_dir,
+                    local_files_only=local_files_only, revision=revision,
+                )
+            )  # fmt: skip
+        return _built(cls, folder, *checkpoint.load_folder(folder))
+
+
+def save_model(encoder: SemanticIDEncoder, folder: Path) -> None:
+    """写出模型文件夹；调用者已拿到它的锁（`save_pretrained` 或训练器）。"""
+    card = model_card(encoder.config, encoder.training_figures, encoder.fingerprint())
+    config, tensors = encoder.config.to_dict(), encoder.state_dict()
+    checkpoint.save_folder(folder, config, tensors, encoder.training_figures, card)
+
+
+def _built(
+    cls: Type[SemanticIDEncoder],
+    folder: Path,
+    values: Dict[str, Any],
+    tensors: Dict[str, torch.Tensor],
+    figures: Dict[str, Any],
+) -> SemanticIDEncoder:
+    """读出的内容 → 模型；先比形状再建模型，所以配置写得再大，也不会占用比权重文件更多的内存。"""
+    where = repr(str(folder))
+    try:
+        config = SemanticIDConfig.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise checkpoint.ModelFileError(f"config of {where} is not valid: {error}") from None
+    if canonical(config.to_dict()) != canonical(values):
+        raise checkpoint.ModelFileError(f"config of {where} is not written as semid writes it; save the model again")
+    for name, shape in _deciding_shapes(config):
+        found = tuple(tensors[name].shape) if name in tensors else "nothing"
+        if found != shape:
+            raise checkpoint.ModelFileError(
+                f"weights in {where} do not fit its config: {name} must be {shape}, found {found}"
+            )
+    with torch.device("meta"):
+        expected = cls(config).state_dict()
+    for name in expected.keys() | tensors.keys():
+        want, have = (_kind(group[name]) if name in group else "nothing" for group in (expected, tensors))
+        if want != have:
+            raise checkpoint.ModelFileError(
+                f"weights in {where} do not fit its config: {name} must be {want}, found {have}"
+            )
+    for name in ("rq_vae.encoder.unit", "rq_vae.decoder.unit"):
+        if not float(tensors[name]) > 0:  # 网络除以它
+            raise checkpoint.ModelFileError(
+                f"weights in {where} have {name}={float(tensors[name])}; it must be positive"
+            )
+    model = cls(config)
+    model.load_state_dict(tensors)
+    model.training_figures = figures
+    return model.eval()
+
+
+def _deciding_shapes(config: SemanticIDConfig) -> Iterator[Tuple[str, Tuple[int, ...]]]:
+    """配置里的每一个大小都定在某个张量上：它们都对得上，模型就不会比权重文件大。"""
+    yield "rq_vae.encoder.weight_in", (config.embedding_dim, config.hidden_dim)
+    for level, size in enumerate(config.codebook_sizes):
+        yield f"rq_vae.quantizers.{level}.embedding.weight", (size, config.width)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """形状与 dtype，供比较与错误信息用。"""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -50,7 +50,10 @@ def check_float(
     """
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a float, got {type(value).__name__} ({value!r})")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # 比 1.8e308 还大的整数
+        number = math.inf
     inside = (low < number if open_bottom else low <= number) and (number < high if open_top else number <= high)
     if not inside or math.isinf(number):
         left, right = "(" if open_bottom else "[", ")" if open_top or math.isinf(high) else "]"

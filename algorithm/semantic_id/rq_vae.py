@@ -82,7 +82,7 @@ class ResidualVectorQuantizer(nn.Module):
         `beam_size` 为 None 时取配置里的束宽。
         """
         residual = z
-        beam_size = self.config.beam_size if beam_size is None else beam_size
+        beam_size = self.config.beam if beam_size is None else beam_size
         codes = self._paths(z, beam_size)[0][:, 0] if beam_size > 1 else None  # (B, L)
         for level, quantizer in enumerate(self.quantizers):
             indices = quantizer.lookup(residual) if codes is None else codes[:, level]
@@ -132,7 +132,7 @@ class ResidualVectorQuantizer(nn.Module):
         for start in range(0, len(x), _ENCODE_ROWS):
             block = x[start : start + _ENCODE_ROWS].float()
             check_finite_rows(block, "features", row_offset=start)
-            found = self._paths(self._latent(block), max(num_candidates, self.config.beam_size))
+            found = self._paths(self._latent(block), max(num_candidates, self.config.beam))
             codes.append(found[0][:, :num_candidates])
             errors.append(found[1][:, :num_candidates])
         return torch.cat(codes), torch.cat(errors)

@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Dict
 
@@ -21,8 +22,10 @@ import torch
 
 from .codebook import DEAD_AFTER_EXPECTED_HITS
 from .config import TrainerConfig
-from .encoder import SemanticIDEncoder
+from .encoder import SemanticIDEncoder, save_model
+from .errors import InputError, InputTypeError
 from .files.progress import Progress
+from .files.run_folder import RunFolder, open_run_folder
 from .files.source import VectorSource
 from .files.vectors import open_vectors
 from .limits import check_int
@@ -31,12 +34,14 @@ from .training.behaviour import read_pairs
 from .training.epochs import EpochRunner
 from .training.initialize import initialize_
 from .training.judge import judge
-from .training.plan import EFFORTS, make_plan, plan_phases
+from .training.plan import EFFORTS, beam_size_of, make_plan, plan_phases
 from .training.rows import TrainingRows
 from .training.state import Job, RunState
 from .training.tracking import EventLog
 
 __all__ = ["compute_codebook_utilization", "train_codebook"]
+
+_log = logging.getLogger(__name__)
 
 
 def compute_codebook_utilization(encoder: SemanticIDEncoder) -> float:
@@ -66,6 +71,7 @@ def train_codebook(
     config: TrainerConfig | None = None,
     output_dir: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     reinit: bool = False,
     pairs: Any = None,
     id_column: str = "item_id",
@@ -79,10 +85,11 @@ def train_codebook(
     Args:
         encoder: 要训练的编码器。
         item_features: (N, D) 张量、数组、memmap，`.npy` 路径，Parquet 文件或文件夹，或 `open_vectors` 的返回值。
-        num_epochs: 训练遍数，≥ 0；0 只做初始化。
+        num_epochs: 训练遍数，≥ 0；0 只做初始化，已训练过的模型因此不变（只换上这份数据的均值与数字）。
         config: 力气、批大小、学习率、初始化方式、种子、抽样等，None 为默认。
         output_dir: 给出时在其中写 metrics.jsonl、断点，最后写模型。
-        resume: 从 output_dir 的断点接着训练；没有断点则从头开始。
+        resume: 从 output_dir 的断点接着训练；没有断点则从头开始；同一次训练已经做完，就取来它的结果，什么也不训练。
+        overwrite: 允许替换 output_dir 里已有的训练；新模型写好之前，旧模型还在。
         reinit: 丢掉已学到的，重新初始化。
         pairs: (P, 2) 常被一起消费的物品编号（数组、`.npy` 或两列的 Parquet 路径；没有编号列时是行号）。给出时语义 ID
             向行为靠拢，重建误差因此变大；只在初始化时起作用。
@@ -98,56 +105,74 @@ def train_codebook(
     Raises:
         TypeError: 参数类型不对。
         ValueError: 数据有坏行、宽度不符，或断点属于另一次训练。
+        FileExistsError: output_dir 里已有训练（没给 resume、overwrite）或别的东西，或另一个进程正在写它。
         FileNotFoundError: 文件不存在。
     """
     if not isinstance(encoder, SemanticIDEncoder):
-        raise TypeError(f"encoder must be a SemanticIDEncoder, got {type(encoder).__name__}")
+        raise InputTypeError(f"encoder must be a SemanticIDEncoder, got {type(encoder).__name__}")
     check_int("num_epochs", num_epochs, 0)
     if config is not None and not isinstance(config, TrainerConfig):
-        raise TypeError(f"config must be a TrainerConfig, got {type(config).__name__}")
+        raise InputTypeError(f"config must be a TrainerConfig, got {type(config).__name__}")
     config = config or TrainerConfig()
-    if resume and output_dir is None:
-        raise ValueError("resume=True needs output_dir, the folder of the interrupted run")
+    if output_dir is None and (resume or overwrite):
+        name = "resume" if resume else "overwrite"
+        raise InputError(f"{name}=True needs output_dir, the folder of the earlier run")
     source = open_vectors(
         item_features, id_column=id_column, vector_column=vector_column, expected_dim=encoder.embedding_dim
     )
-    folder = Path(output_dir) if output_dir is not None else None
-    if folder is not None and not resume and (folder / checkpointing.CHECKPOINTS).exists():
-        raise ValueError(
-            f"{str(folder)!r} holds an unfinished run; continue it with resume=True or choose another folder"
-        )
     _check_pairs_fit(encoder, pairs, reinit)
-    item_pairs = None if pairs is None else read_pairs(pairs, source, config.seed)
     was_training = encoder.training
-    with tempfile.TemporaryDirectory() as spool, Progress(progress) as bar:
-        rows_folder = folder / checkpointing.CHECKPOINTS if folder is not None else Path(spool)
+    opened = open_run_folder(Path(output_dir), resume=resume, overwrite=overwrite) if output_dir else nullcontext()
+    with opened as folder, tempfile.TemporaryDirectory() as spool, Progress(progress) as bar:
+        item_pairs = None if pairs is None else read_pairs(pairs, source, config.seed)
         with bar.task("reading", source.num_rows) as report:
+            rows_folder = Path(spool) if folder is None or folder.finished else folder.checkpoints
             rows = TrainingRows(source, config, rows_folder, report)
-        if config.beam_size is not None or encoder.config.beam_size == 1:
-            encoder.set_beam_size_(config.beam_size or EFFORTS[config.effort].beam_size)
+        fresh = reinit or not bool(encoder.rq_vae.initialized)
+        encoder.set_beam_size_(beam_size_of(config, encoder.config, fresh=fresh))
         job = Job(encoder, rows, num_epochs, config, item_pairs, bar)
+        if folder is not None and folder.finished:
+            return _already_finished(job, folder)
         try:
-            encoder.training_figures = figures = _run(job, folder, resume=resume, reinit=reinit)
+            encoder.training_figures = figures = _run(job, folder, resume=resume, fresh=fresh)
         finally:
             encoder.train(was_training)
-    if folder is not None:
-        encoder.save_pretrained(folder)
-        shutil.rmtree(folder / checkpointing.CHECKPOINTS, ignore_errors=True)
+        if folder is not None:
+            folder.check_unchanged()
+            save_model(encoder, folder.path)
+            folder.finish()
     return figures
 
 
 def _check_pairs_fit(encoder: SemanticIDEncoder, pairs: Any, reinit: bool) -> None:
     """物品对只在初始化时起作用；在已训练的编码器上悄悄忽略它，用户会以为生效了。"""
     if pairs is not None and bool(encoder.rq_vae.initialized) and not reinit:
-        raise ValueError("pairs guide the initialisation, but this encoder is already trained; pass reinit=True too")
+        raise InputError("pairs guide the initialisation, but this encoder is already trained; pass reinit=True too")
 
 
-def _run(job: Job, folder: Path | None, *, resume: bool, reinit: bool) -> Dict[str, Any]:
+def _already_finished(job: Job, folder: RunFolder) -> Dict[str, Any]:
+    """续训一个训练完的目录：就是这一次训练的结果，就取来用，什么也不训练；否则拒绝。"""
+    finished = SemanticIDEncoder.from_pretrained(folder.path)
+    if finished.training_figures.get("run_sha256") != checkpointing.run_sha256(job):
+        raise FileExistsError(
+            f"{str(folder.path)!r} is already finished, by a run with other settings or data (or of an older semid); "
+            "use it as it is, or train again with --overwrite (overwrite=True)"
+        )
+    folder.finish()  # 上次收尾时被杀，临时文件还在
+    job.encoder.load_state_dict(finished.state_dict())
+    job.encoder.training_figures = finished.training_figures
+    note = "already finished by this very run; nothing was trained"
+    _log.warning("%r: %s", str(folder.path), note)
+    return {**finished.training_figures, "notes": [*finished.training_figures["notes"], note]}
+
+
+def _run(job: Job, folder: RunFolder | None, *, resume: bool, fresh: bool) -> Dict[str, Any]:
     """从头或从断点跑完，返回测得的数字。"""
-    fresh = reinit or not bool(job.encoder.rq_vae.initialized)
     restored = checkpointing.restore(folder, job) if resume and folder is not None else None
     state = restored or RunState(num_taught_rows=0 if fresh else _taught_rows(job))
-    events = EventLog(folder, state.epoch + 1 if restored else 0)
+    if folder is not None:
+        folder.begin()
+    events = EventLog(None if folder is None else folder.path, state.epoch + 1 if restored else 0)
     try:
         if restored is None:
             _start(job, state, fresh)
@@ -193,7 +218,7 @@ def _start(job: Job, state: RunState, fresh: bool) -> None:
 
 
 def _finish_epoch(
-    job: Job, state: RunState, runner: EpochRunner, record: Dict[str, Any], folder: Path | None, events: EventLog
+    job: Job, state: RunState, runner: EpochRunner, record: Dict[str, Any], folder: RunFolder | None, events: EventLog
 ) -> None:
     """评判当前状态，记一行，更新最好者，写断点。"""
     judged, _ = runner.judge()
@@ -228,9 +253,10 @@ def _figures(job: Job, state: RunState, num_refit_rows: int) -> Dict[str, Any]:
         "network_kept": _has_network(encoder),
         "trainer_config": job.config.to_dict(),
         "num_pairs": 0 if job.pairs is None else len(job.pairs.rows),
-        "beam_size": encoder.config.beam_size,
+        "beam_size": encoder.config.beam,
         "data_sha256": rows.sha256,
         "torch_version": torch.__version__,
         "notes": state.notes,
         "num_refit_rows": max(num_refit_rows, state.num_taught_rows),
+        "run_sha256": checkpointing.run_sha256(job),
     }

@@ -19,6 +19,7 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 import torch
 
+from ..errors import InputError
 from ..files.progress import OnProgress
 from ..files.source import VectorSource, pick_rows
 from ..metrics.neighbours import sample_rows
@@ -85,15 +86,15 @@ def advise_sizes(
         ValueError: 层数越界，行太少，或所有行都相同。
     """
     if not 1 <= num_levels <= 8:
-        raise ValueError(f"num_levels={num_levels} is out of range; use 1..8")
+        raise InputError(f"num_levels={num_levels} is out of range; use 1..8")
     if source.num_rows < _MIN_ITEMS:
-        raise ValueError(f"features {source.description} has {source.num_rows} rows; at least {_MIN_ITEMS} are needed")
+        raise InputError(f"features {source.description} has {source.num_rows} rows; at least {_MIN_ITEMS} are needed")
     train, held = _sample(source, seed)
     mean = train.mean(dim=0)
     train, held = train - mean, held - mean
     scale = _energy(train), _energy(held)
     if min(scale) <= 0:
-        raise ValueError(f"features {source.description} holds the same vector in every sampled row; nothing to code")
+        raise InputError(f"features {source.description} holds the same vector in every sampled row; nothing to code")
     levels: List[Dict[str, Any]] = []
     for level, rule in enumerate(rule_sizes(source.num_rows, num_levels)):
         figures, codebook = _one_level(train, held, rule, source.num_rows, scale, seed + level)

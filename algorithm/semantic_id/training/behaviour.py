@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
+from ..errors import InputError, InputTypeError
 from ..files.progress import Progress
 from ..files.source import VectorSource
 
@@ -73,7 +74,7 @@ def read_pairs(pairs: Any, source: VectorSource, seed: int) -> ItemPairs:
     try:
         left, right = left.cast(id_type), right.cast(id_type)
     except pa.ArrowInvalid:
-        raise TypeError(
+        raise InputTypeError(
             f"pairs hold {left.type} and {right.type}, but the item ids of {source.description} are {id_type}; "
             f"give pairs of item ids of that type"
         ) from None
@@ -97,14 +98,14 @@ def read_pairs(pairs: Any, source: VectorSource, seed: int) -> ItemPairs:
             found += len(ids)
     if found < len(wanted):
         missing = next(value for value in wanted.to_pylist() if value not in place)
-        raise ValueError(
+        raise InputError(
             f"pairs name item {missing!r}, which {source.description} does not have; drop such pairs "
             f"({len(wanted) - found} of {len(wanted)} items are missing)"
         )
     index = np.array([[place.get(a, -1) for a in column.to_pylist()] for column in (left, right)], dtype=np.int64).T
     index = index[(index >= 0).all(axis=1) & (index[:, 0] != index[:, 1])]
     if len(index) == 0:
-        raise ValueError("pairs has no pair of two different items; at least one is needed")
+        raise InputError("pairs has no pair of two different items; at least one is needed")
     return ItemPairs(torch.from_numpy(np.concatenate(vectors)), torch.from_numpy(index), digest.hexdigest())
 
 
@@ -197,22 +198,22 @@ def _columns(pairs: Any) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         if path.suffix == ".parquet":
             table = pq.read_table(path)
             if table.num_columns != 2:
-                raise ValueError(f"pairs file {str(path)!r} has columns {table.column_names}; exactly two are needed")
+                raise InputError(f"pairs file {str(path)!r} has columns {table.column_names}; exactly two are needed")
             pairs = table
         elif path.suffix == ".npy":
             pairs = np.load(path, allow_pickle=False)
         else:
-            raise ValueError(f"pairs file {str(path)!r} has unknown extension {path.suffix!r}; use .npy or .parquet")
+            raise InputError(f"pairs file {str(path)!r} has unknown extension {path.suffix!r}; use .npy or .parquet")
     if not isinstance(pairs, pa.Table):
         array = np.asarray(pairs)
         if array.ndim != 2 or array.shape[1] != 2:
-            raise ValueError(f"pairs must have shape (P, 2), got {array.shape}; one row is one pair of item ids")
+            raise InputError(f"pairs must have shape (P, 2), got {array.shape}; one row is one pair of item ids")
         if array.dtype.kind not in "iuU":
-            raise TypeError(f"pairs must hold item ids (ints or strings), got {array.dtype}")
+            raise InputTypeError(f"pairs must hold item ids (ints or strings), got {array.dtype}")
         pairs = pa.table({"left": pa.array(array[:, 0]), "right": pa.array(array[:, 1])})
     if pairs.num_rows == 0:
-        raise ValueError("pairs is empty; at least one pair of item ids is needed")
+        raise InputError("pairs is empty; at least one pair of item ids is needed")
     left, right = pairs.column(0), pairs.column(1)
     if left.null_count or right.null_count:
-        raise ValueError(f"pairs has {left.null_count + right.null_count} null item ids; drop those pairs")
+        raise InputError(f"pairs has {left.null_count + right.null_count} null item ids; drop those pairs")
     return left, right

@@ -6,19 +6,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from pathlib import Path
 from typing import Any, Dict
 
+from ..errors import InputError
 from ..files import checkpoint
-from ..files.durable import write_atomically
+from ..files.run_folder import RunFolder
+from ..files.sealed import canonical
 from .state import Job, RunState
 
-__all__ = ["CHECKPOINTS", "identity_of", "restore", "save"]
-
-CHECKPOINTS = "checkpoints"
-_LOG_NAME = "metrics.jsonl"
+__all__ = ["identity_of", "restore", "run_sha256", "save"]
 
 
 def identity_of(job: Job) -> Dict[str, Any]:
@@ -32,7 +30,12 @@ def identity_of(job: Job) -> Dict[str, Any]:
     }
 
 
-def save(folder: Path, job: Job, state: RunState) -> None:
+def run_sha256(job: Job) -> str:
+    """`identity_of` 的摘要；训练完也留在模型的训练记录里，再次续训时认得出是同一次。"""
+    return hashlib.sha256(canonical(identity_of(job))).hexdigest()
+
+
+def save(folder: RunFolder, job: Job, state: RunState) -> None:
     """写断点与日志。
 
     Args:
@@ -52,16 +55,13 @@ def save(folder: Path, job: Job, state: RunState) -> None:
         "phases": state.phases,
         "num_taught_rows": state.num_taught_rows,
     }
-    root = folder / CHECKPOINTS
-    checkpoint.write_state(root / f"epoch-{state.epoch:06d}", groups, remembered)
-    for old in root.glob("epoch-*"):
-        if old.name != f"epoch-{state.epoch:06d}":
-            shutil.rmtree(old, ignore_errors=True)
-    log = "".join(json.dumps(record) + "\n" for record in state.history)
-    write_atomically(folder / _LOG_NAME, log.encode("utf-8"))
+    newest = folder.checkpoints / f"epoch-{state.epoch:06d}"
+    checkpoint.write_state(newest, groups, remembered)
+    folder.drop_epochs(keep=newest)
+    folder.write_log("".join(json.dumps(record) + "\n" for record in state.history).encode("utf-8"))
 
 
-def restore(folder: Path, job: Job) -> RunState | None:
+def restore(folder: RunFolder, job: Job) -> RunState | None:
     """读最新的断点，把模型的张量装回 `job.encoder`。
 
     Args:
@@ -74,14 +74,14 @@ def restore(folder: Path, job: Job) -> RunState | None:
     Raises:
         ValueError: 断点属于另一次训练，或已损坏。
     """
-    found = sorted(p for p in (folder / CHECKPOINTS).glob("epoch-*") if not p.name.endswith(".tmp"))
+    found = folder.epochs()
     if not found:
         return None
     groups, remembered = checkpoint.read_state(found[-1])
     for name, value in identity_of(job).items():
         if remembered["run"][name] != value:
-            raise ValueError(
-                f"cannot resume {str(folder)!r}: {name} is {value!r}, the interrupted run had "
+            raise InputError(
+                f"cannot resume {str(folder.path)!r}: {name} is {value!r}, the interrupted run had "
                 f"{remembered['run'][name]!r}; repeat its arguments and data, or start over with --overwrite"
             )
     job.encoder.load_state_dict(groups["model"])

@@ -73,7 +73,7 @@ class EpochRunner:
             return 0
         z = latents_of(job.encoder, torch.cat([job.rows.draw(0), job.rows.holdout]))
         keeps_decoder = state.history[state.best_epoch]["phase"] == "network"
-        beam_size = job.encoder.config.beam_size
+        beam_size = job.encoder.config.beam
         self._refine(self._plan.refit, lambda _: z, "refit", beam_size=beam_size, fits_decoder=not keeps_decoder)
         return len(z)
 

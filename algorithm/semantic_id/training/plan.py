@@ -24,6 +24,7 @@ __all__ = [
     "Epoch",
     "Plan",
     "Round",
+    "beam_size_of",
     "make_plan",
     "passes_per_epoch",
     "plan_phases",
@@ -167,6 +168,24 @@ def make_plan(
             epochs.append(Epoch(number, phase, shuffles=(number,)))
     refit = tuple(Round(number, config.seed, 1.0) for number in range(_REFIT_ROUNDS))
     return Plan(tuple(epochs), refit, min(int(guided), len(model_config.codebook_sizes) - 1))
+
+
+def beam_size_of(config: TrainerConfig, model_config: SemanticIDConfig, *, fresh: bool) -> int | None:
+    """训练好的模型用多宽的束编码；它决定 ID，所以只在没人定过时才由配方定。
+
+    Args:
+        config: 明确给出的 `beam_size` 总是算数。
+        model_config: 已经定下的（包括明确给出的 1）不改。
+        fresh: 这次要初始化；接着训练一个没有记下束宽的旧模型时，它仍按 1 读，不改。
+
+    Returns:
+        束宽；None 为仍不定。
+    """
+    if config.beam_size is not None:
+        return config.beam_size
+    if model_config.beam_size is not None or not fresh:
+        return model_config.beam_size
+    return EFFORTS[config.effort].beam_size
 
 
 def rounds_per_epoch(effort: Effort, num_rows: int, model_config: SemanticIDConfig) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from pathlib import Path
 from typing import Iterator, List
 
@@ -19,6 +18,7 @@ import torch
 
 from ..config import TrainerConfig
 from ..files.progress import OnProgress
+from ..files.run_folder import ROWS_NAME
 from ..files.source import VectorSource
 
 __all__ = ["TrainingRows"]
@@ -48,7 +48,7 @@ class TrainingRows:
         self,
         source: VectorSource,
         config: TrainerConfig,
-        folder: Path | None = None,
+        folder: Path,
         progress: OnProgress | None = None,
     ):
         """读一遍来源。坏行在这里报错，此前什么也没写。
@@ -56,7 +56,7 @@ class TrainingRows:
         Args:
             source: 特征来源。
             config: 用到 seed、holdout_rate、max_train_rows。
-            folder: 大来源转存的临时文件放哪里（由调用者清理）；None 为系统的临时目录。
+            folder: 大来源转存的临时文件放哪里；由调用者清理，出错时也是。
             progress: 每读一块以（累计行数, 总行数）调用。
 
         Raises:
@@ -73,20 +73,10 @@ class TrainingRows:
         held[self._rng(_HOLDOUT_STREAM).choice(num_rows, num_holdout, replace=False)] = True
 
         self._path: Path | None = None
-        created: List[Path] = []
         if self.num_train_rows > self.block_rows:
-            folder = folder if folder is not None else Path(tempfile.mkdtemp())
-            created = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
-            self._path = folder / "rows.f32"
-        try:
-            self._collect(source, held, progress)
-        except BaseException:  # 坏行或磁盘满：半份转存没有用，留着还会被当成没训练完的断点
-            if self._path is not None:
-                self._path.unlink(missing_ok=True)
-            for path in created:
-                path.rmdir()
-            raise
+            self._path = folder / ROWS_NAME
+        self._collect(source, held, progress)
 
     def _rng(self, *stream: int) -> np.random.Generator:
         """每种用途一条独立的随机流，互不影响。"""

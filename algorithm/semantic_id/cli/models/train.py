@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Dict
@@ -50,7 +49,6 @@ def run(
     """
     from ...config import SemanticIDConfig, TrainerConfig
     from ...encoder import SemanticIDEncoder
-    from ...files.run_folder import check_run_folder, remove_traces
     from ...files.vectors import open_vectors
     from ...trainer import train_codebook
     from ..loading import choose_device, parse_sizes
@@ -62,7 +60,6 @@ def run(
     }  # fmt: skip
     settings = {**_read_config(config), **{name: value for name, value in flags.items() if value is not None}}
     num_epochs = settings.pop("num_epochs", DEFAULT_EPOCHS)
-    check_run_folder(output, resume, overwrite)
     source = open_vectors(features, id_column=id_column, vector_column=vector_column)
     of_model = {field.name for field in fields(SemanticIDConfig)}
     # beam_size 两边都有：明确给出的束宽，训练配方不得再改
@@ -70,17 +67,10 @@ def run(
     model_config = SemanticIDConfig(**{"embedding_dim": source.dim, **_only(settings, of_model)})
     trainer_config = TrainerConfig(**_only(settings, of_trainer))
     encoder = SemanticIDEncoder(model_config).to(choose_device(device))
-    existed = output.exists()
-    if overwrite and not resume:
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    try:
-        figures = train_codebook(
-            encoder, source, num_epochs, config=trainer_config, output_dir=output, resume=resume, pairs=pairs,
-            progress=session.progress,
-        )  # fmt: skip
-    except Exception:
-        remove_traces(output, existed)
-        raise
+    figures = train_codebook(
+        encoder, source, num_epochs, config=trainer_config, output_dir=output, resume=resume, overwrite=overwrite,
+        pairs=pairs, progress=session.progress,
+    )  # fmt: skip
     return {
         "output": os.fspath(output),
         "fingerprint": encoder.fingerprint(),

@@ -193,7 +193,10 @@ def test_existing_run_folders(room, tmp_path, capsys):
     first = run_json(capsys, *train)
     before = (out / "model.safetensors").read_bytes()
     assert "pass --overwrite" in fails(capsys, *train)
-    assert "already finished" in fails(capsys, *train, "--resume")
+    again = run_json(capsys, *train, "--resume")  # 同一次训练已经做完：说一声，什么也不做
+    assert again.pop("notes") == [*first.pop("notes"), "already finished by this very run; nothing was trained"]
+    assert again == first
+    assert "already finished, by a run with other settings" in fails(capsys, *train, "--resume", "--seed", 4)
     # 替换失败时旧模型还在
     np.save(tmp_path / "bad.npy", np.full((40, D), np.inf, np.float32))
     fails(capsys, "train", tmp_path / "bad.npy", "--output", out, "--overwrite", *SMALL)

@@ -448,9 +448,10 @@ def test_table_budget_is_not_part_of_the_model():
 
 
 def test_old_configs_still_load():
-    values = SemanticIDConfig(codebook_sizes=(4, 5)).to_dict()
-    del values["beam_size"]
-    assert SemanticIDConfig.from_dict(values).beam_size == 1
+    values = SemanticIDConfig(codebook_sizes=(4, 5)).resolved().to_dict()
+    assert "beam_size" not in values
+    config = SemanticIDConfig.from_dict(values)
+    assert (config.beam_size, config.beam, config.to_dict()) == (None, 1, values)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1025])

@@ -46,7 +46,7 @@ def test_events_repeat_the_log_point_by_point(tmp_path):
     assert [step for step, _ in got["holdout_mse"]] == [0, 1, 2]
     assert "holdout_utilization/L2" in got
     # 再训练一次从头来过，旧的曲线不留
-    train_codebook(new_encoder(), X, 1, output_dir=tmp_path, progress=False)
+    train_codebook(new_encoder(), X, 1, output_dir=tmp_path, overwrite=True, progress=False)
     assert [step for step, _ in curves(tmp_path)["holdout_mse"]] == [0, 1]
 
 

@@ -93,7 +93,7 @@ def test_rows_on_disk_give_valid_training(monkeypatch, tmp_path):
 def test_running_mean_and_deviation(monkeypatch):
     monkeypatch.setattr(training_rows, "_READ_ROWS", 33)
     x = data(500) + 100
-    rows = TrainingRows(open_vectors(x), TrainerConfig(holdout_rate=0.0), None)
+    rows = TrainingRows(open_vectors(x), TrainerConfig(holdout_rate=0.0), Path())
     assert len(rows.holdout) == 0
     np.testing.assert_allclose(rows.mean, x.astype(np.float64).mean(0), rtol=1e-6)
     expected = float(np.square(x.astype(np.float64) - x.astype(np.float64).mean(0)).sum())
@@ -106,7 +106,7 @@ def test_sample_is_uniform_seeded_and_recorded(monkeypatch):
     taken = []
     for seed in range(30):
         config = TrainerConfig(max_train_rows=100, holdout_rate=0.1, seed=seed)
-        rows = TrainingRows(open_vectors(x), config, None)
+        rows = TrainingRows(open_vectors(x), config, Path())
         values = torch.cat([rows.sample(), rows.holdout])[:, 0].tolist()
         assert len(set(values)) == 100
         assert rows.num_train_rows == 90
@@ -188,7 +188,7 @@ def test_resume_after_kill_9_gives_the_same_bytes(tmp_path):
     assert not (cut / "config.json").exists()
     with pytest.raises(FileNotFoundError, match="not a finished model"):
         SemanticIDEncoder.from_pretrained(cut)
-    with pytest.raises(ValueError, match="holds an unfinished run; continue it with resume=True"):
+    with pytest.raises(FileExistsError, match=r"exists; pass --resume \(resume=True\) to go on"):
         trained(x, epochs=10, output_dir=cut)
     with pytest.raises(ValueError, match=r"cannot resume .* num_epochs is 6, the interrupted run had 10"):
         trained(x, epochs=6, output_dir=cut, resume=True)
@@ -255,7 +255,7 @@ def test_keeps_the_best_state_by_held_back_error(monkeypatch):
     monkeypatch.setattr(epochs_room.EpochRunner, "refit", lambda self: 0)
     x = data()
     encoder, figures = trained(x, epochs=6)
-    rows = TrainingRows(open_vectors(x), FAST, None)
+    rows = TrainingRows(open_vectors(x), FAST, Path())
     now = judge(encoder, rows.holdout, rows.mean)
     assert now["relative_mse"] == figures["holdout_relative_mse"]
 
@@ -267,7 +267,7 @@ def test_refit_is_two_silent_rounds_over_every_row_with_the_reading_beam(monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(epochs_room.EpochRunner, "refit", lambda self: 0)
         by_hand, before = trained(x, epochs=6)
-    rows = TrainingRows(open_vectors(x), FAST, None)
+    rows = TrainingRows(open_vectors(x), FAST, Path())
     z = torch.cat([rows.draw(0), rows.holdout])
     for _ in range(2):
         Refiner(by_hand.rq_vae).round_(z, 0.0, 0, FAST.batch_size, beam_size=4)
@@ -313,7 +313,7 @@ def test_the_decoder_sees_every_row_with_its_own_code(monkeypatch, block_bytes):
     monkeypatch.setattr(plan_room, "passes_per_epoch", lambda *_: 1)
     x = data()
     trained(x, epochs=5)
-    rows = TrainingRows(open_vectors(x), FAST, None)
+    rows = TrainingRows(open_vectors(x), FAST, Path())
     want = torch.from_numpy(rows._read(0, rows.num_train_rows))
     found = torch.cat(seen)
     assert not torch.equal(found, want)  # 打乱过
@@ -354,7 +354,7 @@ def test_going_on_with_other_data_moves_the_training_mean():
     _, figures = trained(other, epochs=0, encoder=encoder)
     assert figures["num_holdout_rows"] == 50
     torch.testing.assert_close(encoder.feature_mean, torch.from_numpy(other).mean(0), atol=0.2, rtol=0)
-    kept = TrainingRows(open_vectors(other), FAST).mean
+    kept = TrainingRows(open_vectors(other), FAST, Path()).mean
     torch.testing.assert_close(encoder.feature_mean, torch.from_numpy(kept).float())
 
 
