@@ -12,6 +12,7 @@
 #   make bench-core    默认配方的质量与时间，与 faiss 残差 k-means 对照（ARGS="--features x.npy"）
 #   make bench-catalog 唯一 ID 的代价、迁移、规模与查找（ARGS="--rows 10000000"）
 #   make bench-downstream 同一个生成式推荐模型换上各家的 ID，看推荐得准不准；可续跑（ARGS="--report"）
+#   make torture       折磨全部的承诺：kill −9、满的磁盘、坏的文件、胡闹的输入、相遇的进程（ARGS="--minutes 30 --seed 1"）
 # 换解释器：make PYTHON=python3.12 test。给命令加参数：make test ARGS="-k codebook"。
 
 PYTHON ?= python3
@@ -22,10 +23,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 # 这些文件变了就重装；pip 只补差额，所以通常几秒
 INPUTS := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard algorithm/semantic_id/search/kernel/*.cpp)
 
-.PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-report bench-catalog bench-downstream clean
+.PHONY: help demo test check bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-report bench-catalog bench-downstream torture clean
 
 help:
-	@sed -n '2,14s/^#   //p' Makefile
+	@sed -n '2,15s/^#   //p' Makefile
 
 demo: $(VENV)/.installed
 	@$(BIN)/semid demo $(ARGS)
@@ -40,6 +41,9 @@ check: $(VENV)/.installed-dev
 
 bench-encode bench-train bench-core bench-quality bench-behaviour bench-decode bench-evaluate bench-report bench-catalog bench-downstream: $(VENV)/.installed-bench
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/$(subst -,_,$@).py $(ARGS)
+
+torture: $(VENV)/.installed
+	@$(BIN)/python -m algorithm.semantic_id.tests.torture $(ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info algorithm/semantic_id/search/*.so
