@@ -5,6 +5,8 @@
 -ffp-contract=off：裁决的 float64 求和次序与舍入是定义的一部分，不许编译器合并成 FMA。
 """
 
+from glob import glob
+
 from setuptools import Extension, setup
 
 setup(
@@ -12,11 +14,7 @@ setup(
         Extension(
             "algorithm.semantic_id.search._native",
             sources=["algorithm/semantic_id/search/kernel/native.cpp"],
-            depends=[
-                "algorithm/semantic_id/search/kernel/amx.cpp",
-                "algorithm/semantic_id/search/kernel/beam.cpp",
-                "algorithm/semantic_id/search/kernel/int16.cpp",
-            ],  # 由 native.cpp 包含
+            depends=sorted(glob("algorithm/semantic_id/search/kernel/*.h")),  # 由 native.cpp 包含
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off"],
             optional=True,

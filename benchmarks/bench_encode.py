@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from stopwatch import Stopwatch  # noqa: E402
 
 from algorithm.semantic_id.search import beam  # noqa: E402
-from algorithm.semantic_id.search import native as _search_native  # noqa: E402
-from algorithm.semantic_id.search.prepared import PreparedCodebook, nearest, prepare  # noqa: E402
+from algorithm.semantic_id.search import isa as _search_isa  # noqa: E402
+from algorithm.semantic_id.search.nearest import PreparedCodebook, nearest, prepare  # noqa: E402
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 NEAR_TIES = 400
@@ -122,7 +122,7 @@ def ours(books: list[torch.Tensor], path: str) -> Encoder:
 def import_faiss():
     """faiss 轮子自带的旧 OpenBLAS 认不出新处理器，会退到 SSE 内核：替它点名，免得胜之不武。"""
     kernels = {"avx512": "SkylakeX", "avx2": "Haswell"}
-    best = [kernels[isa] for isa in _search_native.available() if isa in kernels]
+    best = [kernels[isa.name] for isa in _search_isa.available() if isa.name in kernels]
     if best:
         os.environ.setdefault("OPENBLAS_CORETYPE", best[-1])
     import faiss
@@ -293,7 +293,7 @@ def measure(
 def measure_exactness(x: torch.Tensor, books: list[torch.Tensor], rounds: int, watch: Stopwatch) -> list[str]:
     """误差界清零，float32 的得分说了算，与正常的搜索交错跑：多出来的时间就是「一个向量一个 ID」的代价。"""
     lines = ["## 裁决的代价", "", "| 路径 | 时间 ÷ 只看 float32 得分 | 编码因此不同的行 |", "|---|---|---|"]
-    native = [isa for isa in _search_native.available() if isa in PLAIN]  # 低精度的乘积只提名，没有「只看得分」一说
+    native = [isa.name for isa in _search_isa.available() if isa.name in PLAIN]  # 低精度的只提名，没有「只看得分」
     for path in ("auto",) if watch.is_cuda else (*native[-1:], "numpy"):
         bare = prepared_for(books, path)
         for book in bare:
@@ -328,7 +328,7 @@ def measure_beams(
     base = "semid，贪心"
     runners: dict[str, Encoder] = {base: ours(books, "auto")}
     others = {} if watch.is_cuda else {"，NumPy 后备": "numpy"}  # 各与自己的贪心比
-    native = _search_native.available()
+    native = [isa.name for isa in _search_isa.available()]
     if native and native[-1] not in PLAIN and not watch.is_cuda:
         plain = [isa for isa in native if isa in PLAIN][-1]
         others[f"，{plain}"] = plain

@@ -33,7 +33,7 @@ from stopwatch import Stopwatch
 from torch import nn
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig
-from algorithm.semantic_id.search.prepared import nearest, prepare
+from algorithm.semantic_id.search.nearest import nearest, prepare
 from algorithm.semantic_id.training.kmeans import kmeans
 
 LEARNING_RATE = 1e-3

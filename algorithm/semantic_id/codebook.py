@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_features
-from .search import prepared
+from .search.nearest import PreparedCodebook, nearest, prepare, untraced
 
 __all__ = ["DEAD_AFTER_EXPECTED_HITS", "REVIVE_STEP", "VectorQuantizer", "draw_by_weight"]
 
@@ -87,7 +87,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("rows_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("last_hit_row", torch.zeros(num_embeddings, dtype=torch.int64))  # (K,)
         self.register_buffer("revived_row", torch.zeros(num_embeddings, dtype=torch.int64))  # (K,)
-        self._prepared: prepared.PreparedCodebook | None = None
+        self._prepared: PreparedCodebook | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """复制与序列化时丢掉搜索用的打包副本：它可以随时由权重重建。"""
@@ -103,14 +103,14 @@ class VectorQuantizer(nn.Module):
         Returns:
             (B,) int64。
         """
-        return prepared.nearest(x, self.prepared())
+        return nearest(x, self.prepared())
 
-    @prepared.untraced
-    def prepared(self) -> prepared.PreparedCodebook:
+    @untraced
+    def prepared(self) -> PreparedCodebook:
         """为搜索整理好的当前码本；权重没变就用上次的。"""
         weight = self.embedding.weight
         if self._prepared is None or not self._prepared.is_current(weight):
-            self._prepared = prepared.prepare(weight)
+            self._prepared = prepare(weight)
         return self._prepared
 
     def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -84,7 +84,7 @@ def source_digest() -> str:
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:]
         codes[name] = ast.dump(tree).encode()
-    kernel = sorted(folder.glob("search/kernel/*.cpp"))
+    kernel = sorted(folder.glob("search/kernel/*.*"))
     parts = [codes[name] for name in sorted(codes)] + [path.read_bytes() for path in kernel]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 

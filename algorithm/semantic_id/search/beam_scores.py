@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .prepared import PreparedCodebook
-from .tiles import multiply
+from .products import multiply
 
 __all__ = ["TILE", "Beam", "Bound", "Direct", "Fixed", "Found", "Scratch"]
 __all__ += ["any_path", "new_table", "rank_in_row", "to_fixed", "unit_of", "upper"]
@@ -269,7 +269,7 @@ def to_fixed(product: torch.Tensor, book: PreparedCodebook, start: int) -> torch
 
 
 def upper(norm: torch.Tensor, width: int) -> torch.Tensor:
-    """float32 算得的范数 → (·,) float64，真值的上界，同 _search_tiles。"""
+    """float32 算得的范数 → (·,) float64，真值的上界，同 tiles.py。"""
     return (norm + width**0.5 * 2.0**-62).double() * (1 + (width + 8) * 2.0**-24)
 
 

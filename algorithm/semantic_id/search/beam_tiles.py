@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from .beam_scores import Beam, Bound, Direct, Fixed, Found, Scratch, any_path, rank_in_row, upper
+from .definition import distance
 from .prepared import PreparedCodebook
-from .tiles import distance, full_precision
+from .products import full_precision
 
 __all__ = ["search"]
 

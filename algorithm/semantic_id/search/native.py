@@ -1,4 +1,4 @@
-"""编译内核的加载与调用（ctypes，调用期间不持有 GIL）；没有编译过就当它不存在。
+"""编译内核的调用（ctypes，调用期间不持有 GIL）：最近码字与束搜索；加载与打包在 `isa.py`。
 
 线程在这里开：每个线程各领一段行，段内单线程算到底。不用 OpenMP：它的忙等在繁忙的机器上能让两个线程比一个慢几倍。
 """
@@ -6,33 +6,23 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 import threading
-import warnings
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Sequence
+from typing import Callable, Sequence
 
 import torch
 
-if TYPE_CHECKING:
-    from .prepared import PreparedCodebook
+from .isa import Isa, library
+from .prepared import PreparedCodebook
 
-__all__ = ["PATHS", "available", "beam_search", "pack", "pack_bfloat16", "pack_int16", "search"]
+__all__ = ["beam_search", "search"]
 
-_VERSION = 5  # 与 kernel/native.cpp 的 semid_version 一致，不一致说明留着旧的构建产物
-_ISAS = ("generic", "avx2", "avx512", "amx", "avx2-int16", "avx512-int16")  # 下标即 kernel/native.cpp 里的编号
-PATHS = ("generic", "avx2", "avx2-int16", "avx512", "avx512-int16", "amx")  # 从慢到快
-_TILE_ROWS = (4, 6, 14, 32, 6, 14)  # 各指令集一片瓦片的行数；每段取它的倍数，才没有半空的瓦片
 _CHUNK = 4032  # 一个线程一次最多领的行数，是它们的公倍数；束搜索靠它让几千行轮流用一片内积表
-# 乘加次数低于它（一个线程约 20 毫秒）就用一个线程：忙机器上被叫醒的线程可能要等一个时间片，活太短便赔本
-_WORTH_THREADS = (1 << 31, 1 << 31, 1 << 31, 1 << 34, 1 << 31, 1 << 32)
 _FINE = 252  # 几个线程分活时一段不少于这么多行：再短，每段都要把码本从头读一遍
 
 
 class _Book(ctypes.Structure):
-    """与 _native.cpp 的 struct Book 逐字段对应。"""
+    """与 kernel/book.h 的 struct Book 逐字段对应。"""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("table", "tiles", "bias", "norm", "panel_norm")),
@@ -42,7 +32,7 @@ class _Book(ctypes.Structure):
 
 
 class _BeamLevel(ctypes.Structure):
-    """与 _native_beam.cpp 的 struct BeamLevel 逐字段对应。"""
+    """与 kernel/book.h 的 struct BeamLevel 逐字段对应。"""
 
     _fields_ = [
         ("book", ctypes.POINTER(_Book)),
@@ -52,7 +42,7 @@ class _BeamLevel(ctypes.Structure):
 
 
 class _Beam(ctypes.Structure):
-    """与 _native_beam.cpp 的 struct Beam 逐字段对应。"""
+    """与 kernel/book.h 的 struct Beam 逐字段对应。"""
 
     _fields_ = [
         ("levels", ctypes.POINTER(_BeamLevel)),
@@ -62,79 +52,16 @@ class _Beam(ctypes.Structure):
     ]
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """找到并打开编译好的内核；没有就返回 None。"""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name("_native" + suffix)
-        if not path.exists():
-            continue
-        library = ctypes.CDLL(str(path))
-        if library.semid_version() == _VERSION:
-            pointer, number = ctypes.c_void_p, ctypes.c_int64
-            library.semid_pack.argtypes = [pointer, pointer, number, number, pointer]
-            library.semid_pack.restype = None
-            if hasattr(library, "semid_pack_amx"):
-                library.semid_pack_amx.argtypes = [pointer, pointer, number, number, pointer]
-                library.semid_pack_amx.restype = None
-            if hasattr(library, "semid_pack_int16"):
-                library.semid_pack_int16.argtypes = [pointer, pointer, number, number, ctypes.c_int, pointer, pointer]
-            library.semid_nearest.argtypes = [pointer, ctypes.c_int, pointer, number, number, number, pointer]
-            library.semid_beam.argtypes = [pointer, ctypes.c_int, pointer, number, pointer, pointer]
-            return library
-        warnings.warn(f"{path.name} is stale and ignored; rebuild: python setup.py build_ext --inplace", stacklevel=2)
-    return None
-
-
-def available() -> tuple[str, ...]:
-    """本机能跑的指令集，从慢到快；没有编译内核时为空。"""
-    library = _library()
-    found = 0 if library is None else library.semid_isas()
-    return tuple(name for name in PATHS if found >> _ISAS.index(name) & 1)
-
-
-def pack(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor) -> None:
-    """把 `codes` (R, H) 写进面板 (P, H, 32) 的第 `rows` (R,) 个码字。"""
-    _pack("semid_pack", codes, rows, panels)
-
-
-def pack_bfloat16(codes: torch.Tensor, rows: torch.Tensor, tiles: torch.Tensor) -> None:
-    """把 `codes` (R, H) 舍入成 bfloat16，写成瓦片 (P, C, 2, 16, 32) 里的第 `rows` (R,) 个码字。"""
-    _pack("semid_pack_amx", codes, rows, tiles)
-
-
-def _pack(function: str, codes: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> None:
-    library = _library()
-    assert library is not None
-    codes, rows = codes.contiguous(), rows.contiguous()
-    getattr(library, function)(codes.data_ptr(), rows.data_ptr(), *codes.shape, target.data_ptr())
-
-
-def pack_int16(codes: torch.Tensor, rows: torch.Tensor, panels: torch.Tensor, path: str) -> torch.Tensor:
-    """把 `codes` (R, H) 舍入成定点数，写进面板 (P, ⌈H/2⌉ + 1, 32) 的第 `rows` (R,) 个码字。
-
-    Returns:
-        (R,) float64，‖c − c̃‖ / ‖c‖ 的上界；范数不到 2⁻¹⁰⁵ 的码字记 0，内核另外算它。
-    """
-    library = _library()
-    assert library is not None
-    codes, rows = codes.contiguous(), rows.contiguous()
-    losses = torch.empty(len(codes), dtype=torch.float64)
-    pointers = panels.data_ptr(), losses.data_ptr()
-    if library.semid_pack_int16(codes.data_ptr(), rows.data_ptr(), *codes.shape, _ISAS.index(path), *pointers):
-        raise MemoryError("packing the codebook ran out of memory; use a smaller width")
-    return losses
-
-
 def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor, threads: int) -> None:
     """`x` (B, H) 的最近码字写进 `out` (B,)。"""
-    library = _library()
-    assert library is not None
-    (step, hop), isa, native = x.stride(), _ISAS.index(book.path), _native_book(book)
+    kernel = library()
+    assert kernel is not None
+    assert book.isa is not None
+    (step, hop), isa, native = x.stride(), book.isa, _native_book(book)
 
     def part(start: int, rows: int) -> int:
         source, target = x.data_ptr() + 4 * step * start, out.data_ptr() + 8 * start
-        return library.semid_nearest(ctypes.byref(native), isa, source, step, hop, rows, target)
+        return kernel.semid_nearest(ctypes.byref(native), isa.id, source, step, hop, rows, target)
 
     _in_threads(part, x.shape[0], isa, threads, book.size * book.width)
 
@@ -151,9 +78,10 @@ def beam_search(
     threads: int,
 ) -> None:
     """`z` (B, H) 连续的路径与误差写进 `codes` (B, M, L) 与 `errors` (B, M)；空位不写。"""
-    library = _library()
-    assert library is not None
-    size, levels, isa = codes.shape[1], len(books), _ISAS.index(books[0].path)
+    kernel = library()
+    assert kernel is not None
+    assert books[0].isa is not None
+    size, levels, isa = codes.shape[1], len(books), books[0].isa
     natives = [_native_book(book) for book in books]
     weights = [weight.contiguous() for weight in weights]
     array, first = (_BeamLevel * levels)(), 0
@@ -166,7 +94,7 @@ def beam_search(
     def part(start: int, rows: int) -> int:
         source = z.data_ptr() + 4 * z.shape[1] * start
         path, error = codes.data_ptr() + 8 * size * levels * start, errors.data_ptr() + 8 * size * start
-        return library.semid_beam(ctypes.byref(native), isa, source, rows, path, error)
+        return kernel.semid_beam(ctypes.byref(native), isa.id, source, rows, path, error)
 
     _in_threads(part, z.shape[0], isa, threads, first * z.shape[1], _CHUNK)
 
@@ -180,11 +108,11 @@ def _native_book(book: PreparedCodebook) -> _Book:
 
 
 def _in_threads(
-    part: Callable[[int, int], int], count: int, isa: int, threads: int, work_per_row: int, fine: int = _FINE
+    part: Callable[[int, int], int], count: int, isa: Isa, threads: int, work_per_row: int, fine: int = _FINE
 ) -> None:
     """`count` 行分段交给几个线程：`part(start, rows)` 做一段，返回非 0 表示内存不足；一段约不少于 `fine` 行。"""
-    unit = _TILE_ROWS[isa]
-    if count * work_per_row < _WORTH_THREADS[isa]:
+    unit = isa.tile_rows
+    if count * work_per_row < isa.worth_threads:
         threads = 1
     each = 1 if threads == 1 else min(4, max(1, count // (threads * fine)))  # 多分几段：谁先做完谁多领，少等最后一段
     pieces = max(each, -(-max(count, 1) // (_CHUNK * threads))) * threads  # 段长相近

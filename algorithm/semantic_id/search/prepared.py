@@ -1,25 +1,7 @@
-"""最近码字搜索：全项目唯一的热点，查找、训练、k-means 都走这里。
+"""为搜索整理好的码本：选一条路径，按它的排法打包，码本变了只重新打包变了的行。
 
-「最近」的定义（一个向量只有一个 ID，与同批的别的行无关）：
-    使 float64 的 Σ_d (x_d − c_d)² 最小的**最低**编号；差与平方都在 float64 里算，16 路各自按 d 递增累加
-    （第 j 路管 d = j, j+16, …），再按 8、4、2、1 折半相加，不用 FMA。顺序写死，所以任何设备都能逐位重现。
-
-快速的 float32 得分 h = x·c − ‖c‖²/2（越大越近）只负责**提名**：凡得分落在严格舍入误差界以内的码字都是候选，
-唯一候选即答案，其余按定义裁决。因此结果是（行，码本）的纯函数，与批大小、行序、线程数、步长、指令集都无关。
-
-误差界：u = 2⁻²⁴，m = H + 8，γ = m·u/(1 − m·u)，任何求和次序下
-    |ĥ − h| ≤ γ‖x‖‖c‖ + 0.6γ‖c‖² + η‖x‖² + τ(1 + ‖x‖ + max‖c‖)
-低精度的提名另添各自的舍入误差，见 `kernel/int16.cpp` 与 `kernel/amx.cpp`。
-0.6γ‖c‖² 含偏置参与求和（γ/2）、偏置自身舍入（u/2 ≤ 0.06γ）；η = (H+16)·2⁻⁵³ 覆盖 float64 定义自身的舍入；
-τ = m·2⁻¹²⁴ 覆盖下溢，哪怕处理器把次正规数清零。m 里多出的 8 项留给得分比较时的 float32 舍入。
-
-三条提名路径同一答案：编译内核（`kernel/native.cpp`，运行时选最快的指令集）、NumPy 片、torch 片（CUDA 走它）。
 环境变量 `SEMID_SEARCH` 在 `prepare` 时读取：auto，或由快到慢 amx、avx512-int16、avx512、avx2-int16、avx2、generic，
-没有编译过用 numpy、torch。
-
-本文件**假定**输入有限且 |x| ≤ 1e15，由门口（`checks.py`）负责；违反时结果无意义，但编号仍在 [0, K)。
-
-形状字母：B 行数，H 宽度，K 码字数，K' 是 K 向上取到 32 的倍数，P = K'/32 面板数，R 变动的行数。
+没有编译过用 numpy、torch。定义、误差界与形状字母见 `definition.py`。
 """
 
 from __future__ import annotations
@@ -33,15 +15,14 @@ from typing import Any, Callable, TypeVar, cast
 import numpy as np
 import torch
 
-from . import native, tiles
+from .isa import ISAS, Isa, available, pack
+from .products import bfloat16_losses, mixed_product, pack_halves
 
-__all__ = ["INT16", "PreparedCodebook", "nearest", "prepare", "untraced"]
+__all__ = ["PreparedCodebook", "prepare", "untraced"]
 
 _FALLBACKS = ("numpy", "torch")
-_PATHS = ("auto", *reversed(native.PATHS), *_FALLBACKS)
-INT16 = ("avx512-int16", "avx2-int16")
+_PATHS = ("auto", *(isa.name for isa in reversed(ISAS)), *_FALLBACKS)
 _PANEL = 32  # 码字按它补齐；填充与重复的码字偏置是 −inf，永远不会被提名
-_HALF = 2.0**-8  # bfloat16 舍入的相对误差；全是次正规数的码字也记这么多，其余由 τ 覆盖
 _LIMIT = 1e18  # 范数超过它时 float32 的乘积可能溢出，这样的行直接按定义裁决
 
 
@@ -78,11 +59,11 @@ class PreparedCodebook:
         size: 码字数 K。
         width: 宽度 H。
         path: 用哪条路径搜索，见 `SEMID_SEARCH`。
-        compiled: 是否走编译内核。
+        isa: 编译路径的指令集；不走编译内核为 None。
         table: 码字。编译路径是面板 (P, H, 32)，又有 halves 的是 (K', H)；其余是 (K', H+1)，每行 [c | 偏置]，
             偏置随乘积一起加。
-        halves: 提名用的低精度码字，没有为 None。AMX 是 bfloat16 的瓦片 (P, ⌈H/32⌉, 2, 16, 32)；int16 是 int32 的
-            (P, ⌈H/2⌉ + 1, 32)，见 `kernel/int16.cpp`；CUDA 是 bfloat16 的 (K', W)，见 `_search_tiles.pack_halves`。
+        halves: 提名用的低精度码字，没有为 None。编译路径的形状见 `isa.Packing`；CUDA 是 bfloat16 的 (K', W)，见
+            `products.pack_halves`。
         bias: (K',) −‖c‖²/2，重复的码字与填充是 −inf。
         norm: (K',) ‖c‖ 的上界；`panel_norm` (P,) 与 `top_norm` 是它的最大值。
         top_loss: 有 halves 时，‖c − c̃‖ / ‖c‖ 的最大值，c̃ 是低精度的码字。
@@ -91,20 +72,20 @@ class PreparedCodebook:
         bound: 误差界的系数 (范数上限, γ, 0.6γ, η, τ)，见文件开头。
     """
 
-    def __init__(self, weight: torch.Tensor, path: str) -> None:
+    def __init__(self, weight: torch.Tensor, path: str, isa: Isa | None) -> None:
         size, width = weight.shape
         padded = -(-size // _PANEL) * _PANEL
-        self.size, self.width, self.path = size, width, path
-        self.compiled = path not in _FALLBACKS
-        shape = (padded // _PANEL, width, _PANEL) if self.compiled else (padded, width + 1)
-        self.table = weight.new_zeros((padded, width) if path in ("amx", *INT16) else shape)
+        self.size, self.width, self.path, self.isa = size, width, path, isa
         self.halves: torch.Tensor | None = None
-        if path == "amx":
-            self.halves = weight.new_zeros(padded // _PANEL, -(-width // 32), 2, 16, 32, dtype=torch.bfloat16)
-        elif path in INT16:
-            self.halves = weight.new_zeros(padded // _PANEL, -(-width // 2) + 1, _PANEL, dtype=torch.int32)
-        elif path == "torch" and tiles.mixed_product(weight.device):
-            self.halves = tiles.pack_halves(weight.new_zeros(padded, width), weight.new_zeros(padded))
+        if isa is None:
+            self.table = weight.new_zeros(padded, width + 1)
+            if path == "torch" and mixed_product(weight.device):
+                self.halves = pack_halves(weight.new_zeros(padded, width), weight.new_zeros(padded))
+        else:
+            packing = isa.packing
+            packed = torch.zeros(packing.shape(padded // _PANEL, width), dtype=packing.dtype)
+            self.table = weight.new_zeros(padded, width) if packing.rows else packed
+            self.halves = packed if packing.rows else None
         self.bias = weight.new_zeros(padded)  # (K',)
         self.norm = weight.new_zeros(padded)  # (K',)
         self.panel_norm = weight.new_zeros(padded // _PANEL)  # (P,)
@@ -153,20 +134,14 @@ class PreparedCodebook:
         """写入这些行的码字、范数、散列与抽样。"""
         codes = weight[rows] + 0.0  # (R, H)；−0.0 变成 0.0，散列才认得出它们相同
         square = codes.double().square().sum(1)  # (R,)
-        if self.path in INT16:
-            assert self.halves is not None
-            self._loss[rows] = native.pack_int16(codes, rows, self.halves, self.path).float() * (1 + 1e-6)
-        elif self.halves is not None:
-            lost = (codes.double() - codes.bfloat16()).square_().sum(1).div_(square).sqrt_()  # (R,)
-            self._loss[rows] = lost.nan_to_num_(_HALF, _HALF).clamp_(max=_HALF).float() * (1 + 1e-6)
-        if not self.compiled:
+        if self.isa is None:
             self.table[rows, :-1] = codes
-        elif self.halves is None:
-            native.pack(codes, rows, self.table)
+            losses = codes.new_zeros(()) if self.halves is None else bfloat16_losses(codes)
         else:
-            self.table[rows] = codes
-            if self.path == "amx":
-                native.pack_bfloat16(codes, rows, self.halves)
+            if self.halves is not None:
+                self.table[rows] = codes
+            losses = pack(self.isa, codes, rows, self.table if self.halves is None else self.halves)
+        self._loss[rows] = losses.float() * (1 + 1e-6)
         self._half[rows] = (square * 0.5).float()
         self.norm[rows] = (square.sqrt() * (1 + 1e-6)).float()
         self._keys[rows] = (codes.view(torch.int32).long() * _multipliers(self.width, weight.device)).sum(1)
@@ -181,10 +156,10 @@ class PreparedCodebook:
         torch.ge(self._same_as, 0, out=self.twin[: self.size])
         torch.neg(self._half, out=self.bias)
         self.bias.masked_fill_(self.twin, float("-inf"))
-        if not self.compiled:
+        if self.isa is None:
             self.table[:, -1] = self.bias
-            if self.halves is not None:  # 孪生变了，偏置就变了：整个重写，一遍内存
-                self.halves = tiles.pack_halves(self.table[:, :-1], -self.bias)
+            if self.halves is not None:  # 重复的码字变了，偏置就变了：整个重写，一遍内存
+                self.halves = pack_halves(self.table[:, :-1], -self.bias)
         torch.amax(self.norm.view(-1, _PANEL), 1, out=self.panel_norm)
         self.top_norm, self.top_loss = float(self.panel_norm.amax()), float(self._loss.amax())
         self._source = _source_of(weight)
@@ -205,59 +180,27 @@ def prepare(weight: torch.Tensor) -> PreparedCodebook:
         RuntimeError: `SEMID_SEARCH` 点名的路径在本机没有。
     """
     weight = _as_weight(weight)
-    book = PreparedCodebook(weight, _choose_path(weight.device))
+    book = PreparedCodebook(weight, *_choose_path(weight.device))
     book.refresh_(weight, torch.arange(weight.shape[0]))
     return book
 
 
-@untraced
-def nearest(x: torch.Tensor, codebook: PreparedCodebook, *, num_threads: int | None = None) -> torch.Tensor:
-    """每行的最近码字，定义见文件开头。
-
-    Args:
-        x: (B, H) float32，B ≥ 0，任意步长；假定有限且 |x| ≤ 1e15。
-        codebook: `prepare` 的结果，与 x 同设备。
-        num_threads: 编译路径用几个线程，默认 `torch.get_num_threads()`；结果与它无关。
-
-    Returns:
-        (B,) int64，取值 [0, K)。
-
-    Raises:
-        ValueError: x 的形状或设备与码本不符，或 `num_threads` 小于 1。
-    """
-    if x.ndim != 2 or x.shape[1] != codebook.width or x.device != codebook.table.device:
-        raise ValueError(
-            f"x is {tuple(x.shape)} on {x.device}, but the codebook needs (B, {codebook.width}) "
-            f"on {codebook.table.device}"
-        )
-    threads = torch.get_num_threads() if num_threads is None else num_threads
-    if threads < 1:
-        raise ValueError(f"num_threads={threads} is out of range; use an int >= 1 or None")
-    x = x.detach().float()
-    out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)  # (B,)
-    if codebook.compiled:
-        native.search(x, codebook, out, threads)
-    else:
-        tiles.search(x, codebook, out)
-    return out
-
-
-def _choose_path(device: torch.device) -> str:
+def _choose_path(device: torch.device) -> tuple[str, Isa | None]:
     """环境变量 `SEMID_SEARCH` 选路径；不在 CPU 上的码本总走 torch。"""
     wish = os.environ.get("SEMID_SEARCH", "auto")
     if wish not in _PATHS:
         raise ValueError(f"SEMID_SEARCH={wish!r} is not supported; use one of {', '.join(_PATHS)}")
     if device.type != "cpu":
-        return "torch"
-    compiled = native.available()
+        return "torch", None
+    compiled = {isa.name: isa for isa in available()}
     if wish == "auto":
-        return compiled[-1] if compiled else "numpy"
+        wish = list(compiled)[-1] if compiled else "numpy"
     if wish not in (*_FALLBACKS, *compiled):
         raise RuntimeError(
             f"SEMID_SEARCH={wish!r} needs the compiled kernel and a processor that supports it; available here: "
             f"{', '.join((*_FALLBACKS, *compiled))}; use auto, or build with: python setup.py build_ext --inplace"
         )
-    return wish
+    return wish, compiled.get(wish)
 
 
 def _as_weight(weight: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """搜索的后备路径：NumPy 片（没有编译器的 CPU）与 torch 片（CUDA，也能在 CPU 上跑），结果与编译路径逐位相同。
 
-定义、误差界的推导见 `prepared.py`。CUDA 上提名改用 bfloat16 的乘积（张量核心，比 float32 快一个数量级），界的推导见
-`kernel/amx.cpp`；候选挤爆的行再用 float32 重做。一片 T 个码字与一块 n 行相乘得 (T, n) 的得分；每 32 个码字一组取最大，
+定义、误差界的推导见 `definition.py`。CUDA 上提名改用 bfloat16 的乘积（张量核心，比 float32 快一个数量级），界的推导见
+`kernel/amx.h`；候选挤爆的行再用 float32 重做。一片 T 个码字与一块 n 行相乘得 (T, n) 的得分；每 32 个码字一组取最大，
 只有组内最大值够得着界的组才细看，所以每个得分只被读一遍。(B, K) 的矩阵从不整个存在。
 
 形状字母：n 一块行数，T 一片码字数，G = T/32 组数，m 够得着界的（组，行）对数。
@@ -9,18 +9,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import time
-from typing import TYPE_CHECKING, Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from .prepared import PreparedCodebook
+from .definition import PAIRS, brute_force, distance
+from .prepared import PreparedCodebook
+from .products import full_precision, half_rows, multiply
 
-__all__ = ["distance", "full_precision", "mixed_product", "multiply", "pack_halves", "search"]
+__all__ = ["search"]
 
 _GROUP = 32  # K' 是它的倍数
 _TILE = {"cpu": 1024, "cuda": 4096}  # T；与 n 一起使得分在 CPU 上占 8 MB，在 CUDA 上占 128 MB
@@ -29,8 +27,6 @@ _LOOSE = (
     16.0  # 张量核心累加的舍入没有公开的规格，已知的实测比就近舍入差几倍；γ 放宽到它的这么多倍，仍远小于 bfloat16 的误差
 )
 _MAX_GROUPS = 4  # 一片里够得着界的组超过它的行，改为与全部码字比：候选总量因此有界
-_WORTH_CHOOSING = 1 << 17  # 得分少于它的乘积不值得挑哪一家算
-_PAIRS = 2048  # 一次裁决多少（行，码字）对：float64 的中间量占几 MB
 
 
 def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor) -> None:
@@ -42,29 +38,6 @@ def search(x: torch.Tensor, book: PreparedCodebook, out: torch.Tensor) -> None:
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_precision(x.device), quiet:
         for start in range(0, x.shape[0], rows):
             out[start : start + rows] = _search_block(x[start : start + rows], book, scores, book.halves is not None)
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """搜索期间一律用真正的 float32：TF32 与 bfloat16 的乘积不满足误差界。只在用户改过设置时才动它。"""
-    owner: Any = getattr(torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn, "matmul", None)
-    if hasattr(owner, "fp32_precision"):  # torch ≥ 2.9；旧接口在用户混用新接口时会报错
-        before = owner.fp32_precision
-        changed = before not in ("none", "ieee")
-        if changed:
-            owner.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            if changed:
-                owner.fp32_precision = before
-        return
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 def _search_block(x: torch.Tensor, book: PreparedCodebook, scores: torch.Tensor, mixed: bool) -> torch.Tensor:
@@ -80,7 +53,7 @@ def _search_block(x: torch.Tensor, book: PreparedCodebook, scores: torch.Tensor,
     table, x1 = book.table, torch.cat([x.T, x.new_ones(1, x.shape[0])])  # (H+1, n)；末行乘偏置
     if mixed:
         assert book.halves is not None
-        table, x1 = book.halves, _half_rows(x, book.halves.shape[1])
+        table, x1 = book.halves, half_rows(x, book.halves.shape[1])
         loss = _upper_norm(x - x1[: book.width].T.float())
         pull, curve = _LOOSE * pull + 1.001 * (loss + book.top_loss * (norm + loss)), _LOOSE * curve
     height = min(_TILE.get(x.device.type, 1024), len(table))
@@ -108,85 +81,6 @@ def _upper_norm(x: torch.Tensor) -> torch.Tensor:
     """(n, H) → (n,) 范数的上界：float32 求和误差 (H+8)u 与平方的下溢 √H·2⁻⁶² 都加上；不转 float64，省一份副本。"""
     width = x.shape[1]
     return (torch.linalg.vector_norm(x, dim=1) + width**0.5 * 2.0**-62) * (1 + (width + 8) * 2.0**-24)
-
-
-# ---- CUDA 的 bfloat16 乘积 ----
-
-
-@functools.cache
-def mixed_product(device: torch.device) -> Callable[..., Any] | None:
-    """(T, W) @ (W, n) 的 bfloat16 乘积，float32 累加并写进 `out`；这台设备或这一版 torch 没有则为 None。"""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 8:
-        return None
-
-    def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-        torch.mm(a, b, out_dtype=torch.float32, out=out)
-
-    try:
-        one = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
-        product(one, one, torch.empty(16, 16, device=device))
-    except (TypeError, RuntimeError):  # torch < 2.8 没有 out_dtype
-        return None
-    return product
-
-
-def pack_halves(codes: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
-    """码字 (R, H) 与 ‖c‖²/2 (R,) → bfloat16 的 (R, W)：[c | 偏置 | 0]，W = H + 3 补到 8 的倍数。
-
-    偏置拆成三个 bfloat16 之和：8 位尾数的三段正好装下 float32 的 24 位，所以它没有舍入误差。
-    """
-    out = codes.new_zeros(len(codes), -(-(codes.shape[1] + 3) // 8) * 8, dtype=torch.bfloat16)
-    out[:, : codes.shape[1]] = codes
-    rest = -half
-    for column in range(codes.shape[1], codes.shape[1] + 3):
-        out[:, column] = rest
-        rest = (rest - out[:, column].float()).nan_to_num_(0.0, 0.0, 0.0)  # −inf 减去自己
-    return out
-
-
-def _half_rows(x: torch.Tensor, width: int) -> torch.Tensor:
-    """(n, H) → bfloat16 的 (W, n)，与 `pack_halves` 的列对应。"""
-    out = x.new_zeros(x.shape[0], width, dtype=torch.bfloat16)
-    out[:, : x.shape[1]] = x
-    out[:, x.shape[1] : x.shape[1] + 3] = 1.0
-    return out.T
-
-
-def multiply(xp: Any, a: Any, b: Any, out: Any) -> None:
-    """把 a @ b 写进 `out`，float32；`xp` 是数组所属的 numpy 或 torch，NumPy 数组由两家里快的那一家算。
-
-    各家的求和次序不同，得分的末位也就不同；误差界对任何次序成立，所以编号与选了哪一家无关。
-    """
-    if xp is torch and a.dtype == torch.bfloat16:
-        product = mixed_product(a.device)
-        assert product is not None
-        product(a, b, out)
-    elif xp is np and a.shape[0] * b.shape[1] >= _WORTH_CHOOSING:
-        _faster_product()(a, b, out)
-    else:
-        xp.matmul(a, b, out=out)
-
-
-def _with_torch(a: Any, b: Any, out: Any) -> None:
-    """与 np.matmul 相同，由 torch 的 BLAS 算。"""
-    torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
-
-
-def _with_numpy(a: Any, b: Any, out: Any) -> None:
-    np.matmul(a, b, out=out)
-
-
-@functools.cache
-def _faster_product() -> Callable[[Any, Any, Any], None]:
-    """在本机现测：Intel 上 torch 自带的 MKL 快一成多，AMD 上 NumPy 的 OpenBLAS 快两三成。每个进程一次，约 20 毫秒。"""
-    a, b, out = np.ones((1024, 257), np.float32), np.ones((257, 1024), np.float32), np.empty((1024, 1024), np.float32)
-    seconds: dict[Callable[[Any, Any, Any], None], float] = {_with_numpy: np.inf, _with_torch: np.inf}
-    for _ in range(5):  # 交替着测，取各自最快的一次；只数本线程的时间，别的进程占着处理器也不算
-        for product in seconds:
-            start = time.thread_time()
-            product(a, b, out)
-            seconds[product] = min(seconds[product], time.thread_time() - start)
-    return min(seconds, key=seconds.__getitem__)
 
 
 def _nominate(
@@ -229,7 +123,7 @@ def _nominate(
     return (row, code, high), low
 
 
-# ---- 裁决：只按 prepared.py 开头的定义 ----
+# ---- 裁决：只按 definition.py 开头的定义 ----
 
 
 def _settle(
@@ -243,45 +137,15 @@ def _settle(
     several = (count > 1)[row]
     row, code = row[several], code[several]
     if row.numel():
-        parts = zip(row.split(_PAIRS), code.split(_PAIRS), strict=True)
+        parts = zip(row.split(PAIRS), code.split(PAIRS), strict=True)
         far = torch.cat([distance(x[r], book.table[c, :-1]) for r, c in parts])  # (m,)
         least = far.new_full((n,), torch.inf).scatter_reduce(0, row, far, "amin")  # (n,)
         win = far == least[row]
         first = torch.full_like(out, book.size).scatter_reduce(0, row[win], code[win], "amin")
         out = torch.where(first < book.size, first, out)
     lost = (crowded | (count == 0)).nonzero()[:, 0]
-    together = max(1, _PAIRS // book.size)
+    together = max(1, PAIRS // book.size)
     for start in range(0, len(lost), together):
         part = lost[start : start + together]
-        out[part] = _brute_force(x[part], book)
+        out[part] = brute_force(x[part], book.table[: book.size, :-1])
     return out
-
-
-def _brute_force(x: torch.Tensor, book: PreparedCodebook) -> torch.Tensor:
-    """(r, H) 与全部码字按定义比较 → (r,)。"""
-    least = x.new_full((x.shape[0],), torch.inf, dtype=torch.float64)  # (r,)
-    out = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-    for start in range(0, book.size, _PAIRS):
-        stop = min(start + _PAIRS, book.size)
-        far = distance(x[:, None], book.table[None, start:stop, :-1])  # (r, T)
-        near = far.amin(1)
-        index = torch.arange(start, stop, device=x.device)
-        first = torch.where(far == near[:, None], index, stop - 1).amin(1)  # 并列取最低编号
-        out = torch.where(near < least, first, out)
-        least = torch.minimum(near, least)
-    return out
-
-
-def distance(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """定义里的距离，(…, H) 可广播；逐元素运算不会被融合成 FMA，求和次序写死，所以逐位可重现。"""
-    gap = x.double() - c.double()
-    square = gap.mul_(gap)
-    if gap.shape[-1] % 16:
-        square = torch.nn.functional.pad(square, (0, -gap.shape[-1] % 16))
-    square = square.unflatten(-1, (-1, 16))  # (…, ⌈H/16⌉, 16)
-    lanes = square[..., 0, :]
-    for i in range(1, square.shape[-2]):
-        lanes += square[..., i, :]
-    for half in (8, 4, 2, 1):
-        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
-    return lanes[..., 0]

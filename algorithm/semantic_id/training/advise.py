@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..files.progress import OnProgress
 from ..files.source import VectorSource, pick_rows
 from ..metrics.neighbours import sample_rows
-from ..search import prepared as search
+from ..search import nearest as search
 from .kmeans import kmeans
 
 __all__ = ["advise_sizes", "rule_sizes"]

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from ..codebook import draw_by_weight
 from ..files.progress import OnProgress
-from ..search import prepared
+from ..search.nearest import nearest, prepare
 
 __all__ = ["KMeansResult", "kmeans"]
 
@@ -178,7 +178,7 @@ def _seed_from(x: torch.Tensor, k: int, generator: torch.Generator) -> torch.Ten
 
 def _assign(x: torch.Tensor, centroids: torch.Tensor) -> _State:
     """每行归到最近的中心。"""
-    indices = prepared.nearest(x, prepared.prepare(centroids))
+    indices = nearest(x, prepare(centroids))
     errors = _errors(x, centroids, indices)
     return _State(centroids, indices, errors, float(errors.sum()))
 

@@ -12,7 +12,7 @@ from algorithm.interfaces import SemanticIDModel
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder
 from algorithm.semantic_id.catalog.unique.candidates import candidates_of
 from algorithm.semantic_id.files.vectors import open_vectors
-from algorithm.semantic_id.search.tiles import distance
+from algorithm.semantic_id.search.definition import distance
 
 
 @pytest.fixture(scope="module")

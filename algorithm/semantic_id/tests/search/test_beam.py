@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from typing import Dict, List, Tuple
 
@@ -13,16 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder
-from algorithm.semantic_id.search import beam, native
-from algorithm.semantic_id.search.prepared import nearest, prepare
+from algorithm.semantic_id.search import beam, isa
+from algorithm.semantic_id.search import prepared as prepared_module
+from algorithm.semantic_id.search.nearest import nearest, prepare
 
-PATHS = ("numpy", "torch", *native.available())
+PATHS = ("numpy", "torch", *(row.name for row in isa.available()))
+
+
+def rewrite_isas(monkeypatch, **changes) -> None:
+    """之后整理的码本，指令集的行按 `changes` 改写。"""
+    rows = tuple(row._replace(**changes) for row in prepared_module.available())
+    monkeypatch.setattr(prepared_module, "available", lambda: rows)
 
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     monkeypatch.setenv("SEMID_SEARCH", request.param)
-    monkeypatch.setattr(beam, "_FEW_ROWS", 0)  # 行少时 int16 不查表；这里的行都不多，而要测的正是查表
+    for row in isa.available():  # 行少时 int16 不查表；这里的行都不多，而要测的正是查表
+        if row.name == request.param and not math.isinf(row.packing.table_rows):
+            rewrite_isas(monkeypatch, packing=row.packing._replace(table_rows=0))
     return request.param
 
 
@@ -279,7 +289,7 @@ def test_company_does_not_matter(path, crowd, truth, batch, tables):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_order_and_threads_do_not_matter(path, crowd, truth, threads, monkeypatch):
-    monkeypatch.setattr(native, "_WORTH_THREADS", (0,) * 6)
+    rewrite_isas(monkeypatch, worth_threads=0)
     z, books = crowd
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(3))
     codes, errors = run(z[order], books, 4, threads=threads)
@@ -326,7 +336,7 @@ def test_identical_codebook_is_cheap(path, value):
 # ---- 内积表的寿命 ----
 
 
-@pytest.mark.parametrize("path", [name for name in native.available() if "int16" in name])
+@pytest.mark.parametrize("path", [row.name for row in isa.available() if "int16" in row.name])
 def test_few_rows_do_not_touch_the_tables(path, monkeypatch):
     """表里填了错的数：行少时看不出来，行多时看得出来；答案本身与有没有表无关。"""
     monkeypatch.setenv("SEMID_SEARCH", path)

@@ -6,7 +6,7 @@ import torch
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
 from algorithm.semantic_id.exact_linear import exact_linear
 from algorithm.semantic_id.search import beam
-from algorithm.semantic_id.search.prepared import nearest, prepare
+from algorithm.semantic_id.search.nearest import nearest, prepare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 SIZES, WIDTH = (300, 700, 5000), 96

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder
-from algorithm.semantic_id.search import native, tiles
-from algorithm.semantic_id.search.prepared import nearest, prepare
+from algorithm.semantic_id.search import isa, prepared, products, tiles
+from algorithm.semantic_id.search.nearest import nearest, prepare
 
-PATHS = ("numpy", "torch", *native.available())
+PATHS = ("numpy", "torch", *(row.name for row in isa.available()))
 
 
 @pytest.fixture(params=(*PATHS, "torch bfloat16"))
@@ -32,7 +32,8 @@ def path(request, monkeypatch):
         def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
             torch.mm(a.float(), b.float(), out=out)
 
-        monkeypatch.setattr(tiles, "mixed_product", lambda device: product)
+        for module in (prepared, products):
+            monkeypatch.setattr(module, "mixed_product", lambda device: product)
     return name
 
 
@@ -142,7 +143,7 @@ def test_codewords_that_bfloat16_cannot_tell_apart(path, size, offset):
     assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
 
 
-@pytest.mark.parametrize("path", [name for name in native.available() if "int16" in name])
+@pytest.mark.parametrize("path", [row.name for row in isa.available() if "int16" in row.name])
 @pytest.mark.parametrize("width", [1, 7, 256, 1031])
 def test_int16_keeps_its_promises(path, width, monkeypatch):
     """每个元素与每个部分和都放得进去，误差不超过报告的：尖的、平的、极大极小的码字都一样。"""
@@ -169,11 +170,12 @@ def test_rows_that_bfloat16_cannot_settle_are_scored_again_in_float32(monkeypatc
     def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
         torch.mm(a.float(), b.float(), out=out)
 
-    def refuse(x: torch.Tensor, book: object) -> torch.Tensor:
+    def refuse(x: torch.Tensor, codes: object) -> torch.Tensor:
         raise AssertionError(f"{len(x)} rows were compared with every codeword")
 
-    monkeypatch.setattr(tiles, "mixed_product", lambda device: product)
-    monkeypatch.setattr(tiles, "_brute_force", refuse)
+    for module in (prepared, products):
+        monkeypatch.setattr(module, "mixed_product", lambda device: product)
+    monkeypatch.setattr(tiles, "brute_force", refuse)
     weight = 30 + gaussian(600, 64)
     x = torch.cat([30 + gaussian(90, 64, seed=2), gaussian(20, 64, seed=3)])
     assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
@@ -244,18 +246,18 @@ def test_paths_agree_on_many_rows(crowd, monkeypatch):
     assert all(answer == answers["numpy"] for answer in answers.values())
 
 
-@pytest.mark.parametrize("product", [tiles._with_numpy, tiles._with_torch])
+@pytest.mark.parametrize("product", [products._with_numpy, products._with_torch])
 def test_the_product_does_not_matter(crowd, monkeypatch, product):
     """NumPy 后备路径用哪一家的 BLAS，编号都一样。"""
     x, weight, truth = crowd
     monkeypatch.setenv("SEMID_SEARCH", "numpy")
-    monkeypatch.setattr(tiles, "_WORTH_CHOOSING", 0)
-    monkeypatch.setattr(tiles, "_faster_product", lambda: product)
+    monkeypatch.setattr(products, "_WORTH_CHOOSING", 0)
+    monkeypatch.setattr(products, "_faster_product", lambda: product)
     assert torch.equal(nearest(x, prepare(weight))[:600], truth)
 
 
 def test_the_faster_product_is_one_of_the_two():
-    assert tiles._faster_product() in (tiles._with_numpy, tiles._with_torch)
+    assert products._faster_product() in (products._with_numpy, products._with_torch)
 
 
 def test_float32_alone_would_be_wrong(crowd):
@@ -434,7 +436,7 @@ def test_compiled_encoder_gives_the_same_ids(beam_size):
 def test_importing_search_does_not_import_the_compiler():
     """torch._dynamo 要一秒多；`torch.compiler.disable` 一装饰就会导入它。"""
     code = "import sys, algorithm.semantic_id.rq_vae; print('torch._dynamo' in sys.modules)"
-    root = Path(native.__file__).parents[3]
+    root = Path(isa.__file__).parents[3]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert result.stdout.strip() == "False", result.stderr
 
@@ -455,7 +457,7 @@ def test_unknown_path_is_refused(monkeypatch):
 
 
 def test_without_the_compiled_kernel(monkeypatch):
-    monkeypatch.setattr(native, "_library", lambda: None)
+    monkeypatch.setattr(isa, "library", lambda: None)
     monkeypatch.delenv("SEMID_SEARCH", raising=False)
     assert prepare(gaussian(4, 4)).path == "numpy"
     monkeypatch.setenv("SEMID_SEARCH", "generic")

@@ -1,10 +1,14 @@
-// AMX 的提名：行与码字先舍入成 bfloat16 再用瓦片乘法相乘，float32 累加；由 native.cpp 包含。
+// AMX 的提名：行与码字先舍入成 bfloat16 再用瓦片乘法相乘，float32 累加；AMX 的特征。
 //
 // 一条 TDPBF16PS 做 16 × 16 × 32 次乘加，是 AVX-512 的十几倍，代价是 bfloat16 只有 8 位尾数。误差界因此多两项：
 //     |x·c − x̃·c̃| ≤ ‖x − x̃‖‖c‖ + (‖x‖ + ‖x − x̃‖)‖c − c̃‖
 // 两个舍入误差都按实际的算（最坏情形的四成左右），码本一侧取各码字 ‖c − c̃‖/‖c‖ 的最大值。两个 bfloat16 的积在 float32
-// 里是准确的，累加仍是每步舍入一次，所以 search/prepared.py 的 γ 照旧；AMX 把次正规数当作零，由 τ 覆盖。
+// 里是准确的，累加仍是每步舍入一次，所以 search/definition.py 的 γ 照旧；AMX 把次正规数当作零，由 τ 覆盖。
 // 候选仍按 float64 的定义裁决，码字因此另按行存放一份；候选挤爆的行改用 float32 的瓦片重做，再不行才逐一比较（NarrowBlock）。
+
+#pragma once
+
+#include "avx512.h"
 
 namespace {
 
@@ -67,15 +71,23 @@ SEMID_AMX_TARGET void amx_pack_row(const float *x, int64_t width, uint16_t *targ
     *loss = (std::sqrt(static_cast<double>(_mm512_reduce_add_ps(lost))) + least) * slack;
 }
 
-// 一个码字写进面板：B 瓦片要求相邻两维并排，[段][半边][维的对][16 个码字][2]。
-void amx_pack_code(const float *code, int64_t width, int member, uint16_t *panel) {
+// 一个码字写进面板：B 瓦片要求相邻两维并排，[段][半边][维的对][16 个码字][2]；返回 ‖c − c̃‖ / ‖c‖。
+double amx_pack_code(const float *code, int64_t width, int member, uint16_t *panel) {
+    double square = 0.0, lost = 0.0;
     for (int64_t d = 0; d < width; ++d) {
         uint32_t bits;
         std::memcpy(&bits, code + d, sizeof bits);
         const int64_t tile = d / kAmxWide * 2 + member / 16, pair = d % kAmxWide / 2;
-        panel[tile * kAmxTile + pair * 32 + member % 16 * 2 + d % 2] =
-            static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        const uint32_t half = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, wide = half << 16;
+        panel[tile * kAmxTile + pair * 32 + member % 16 * 2 + d % 2] = static_cast<uint16_t>(half);
+        float rounded;
+        std::memcpy(&rounded, &wide, sizeof rounded);
+        const double value = code[d], gap = value - rounded;
+        square += value * value, lost += gap * gap;
     }
+    constexpr double kHalf = 0x1p-8;  // 舍入的相对误差；全是次正规数的码字也记这么多，其余由 τ 覆盖
+    const double loss = std::sqrt(lost / square);
+    return loss <= kHalf ? loss : kHalf;  // NaN 也是
 }
 
 // 16·HALVES 行 × 一个面板的得分；rows 是 HALVES 组瓦片，每组各段相连。
@@ -127,6 +139,8 @@ SEMID_AMX_TARGET unsigned amx_sift(const float *scores, const float *threshold, 
 // 打包成瓦片的若干行。
 class AmxRows {
 public:
+    static constexpr bool kNarrow = true, kAlways = true;  // 乘积比查内积表便宜
+
     AmxRows(int64_t width, int64_t capacity)
         : chunks_(amx_chunks(width)), width_(width), spare_(width),
           data_((capacity + kAmxRows - 1) / kAmxRows * kAmxRows * chunks_ * kAmxWide + kAmxWide) {
@@ -176,6 +190,25 @@ private:
     std::vector<float> spare_;
     std::vector<uint16_t> data_;
     uint16_t *start_;
+};
+
+struct Amx {
+    static constexpr int kRows = kAmxRows;
+    using Float32 = Avx512;
+    using Rows = AmxRows;
+    using Session = AmxSession;
+
+    static bool supported() { return amx_allowed(); }
+    static Rows rows(int64_t width, int64_t capacity) { return AmxRows(width, capacity); }
+
+    // 把 codes 的第 i 行写成第 rows[i] 个码字的 bfloat16 瓦片。
+    static void pack(const float *codes, const int64_t *rows, int64_t count, int64_t width, void *target,
+                     double *losses) {
+        const int64_t panel = amx_chunks(width) * 2 * kAmxTile;
+        for (int64_t i = 0; i < count; ++i)
+            losses[i] = amx_pack_code(codes + i * width, width, static_cast<int>(rows[i] % kPanel),
+                                      static_cast<uint16_t *>(target) + rows[i] / kPanel * panel);
+    }
 };
 
 }  // namespace
