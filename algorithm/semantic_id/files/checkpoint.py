@@ -108,7 +108,7 @@ def save_folder(
     config_path, card_path = folder / CONFIG_NAME, folder / CARD_NAME
     if config_path.exists() and not is_our_config(config_path):
         raise FileExistsError(f"{str(config_path)!r} does not describe a semid model; choose another folder")
-    _check_values(tensors, str(folder), ValueError)
+    _check_values(tensors, f"the model for {str(folder)!r}", InputError)
     weights = tensors_to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     record: Dict[str, Any] = {
         "format": _FORMAT,
@@ -178,7 +178,7 @@ def load_folder(folder: Path) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor], 
     tensors = _parse(data, weights_path)
     if fingerprint_of(record["config"], tensors) != record["fingerprint"]:
         raise ModelFileError(f"fingerprint of {str(folder)!r} does not match its config and weights; copy it again")
-    _check_values(tensors, str(weights_path), ModelFileError)
+    _check_values(tensors, repr(str(weights_path)), ModelFileError)
     return record["config"], tensors, record["training"]
 
 
@@ -248,7 +248,7 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
     return (limit < 0) or any(_depth_exceeds(child, limit - 1) for child in children)
 
 
-def _check_values(tensors: Mapping[str, torch.Tensor], where: str, error: type[ValueError]) -> None:
+def _check_values(tensors: Mapping[str, torch.Tensor], where: str, error: type[InputError]) -> None:
     """浮点张量全部有限，码本与网络还不能大得不可能；NaN 会让 `argmin` 悄悄返回 0，每个物品都成了 (0, 0, 0)。"""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.numel():
