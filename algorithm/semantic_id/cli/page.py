@@ -99,7 +99,7 @@ class Page:
         """两列没有表头：(第一列, 第二列, 第一列的颜色)。"""
         table = Table(box=None, show_header=False, pad_edge=True, padding=(0, 1, 0, 2))
         table.add_column(no_wrap=True)
-        table.add_column()
+        table.add_column(overflow="fold")  # 中文没有空格，默认的省略号会吃掉字
         for first, second, style in rows:
             table.add_row(Text(printable(first), style=style), printable(second))
         self._console.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Iterator, List
 
 from ..codes import relative_mse
-from .base import Known, Metric, Sentence, Tile, Verdict
+from .base import Known, Metric, Sentence, Tile, Verdict, share
 from .measured import Measured
 
 __all__ = ["METRICS"]
@@ -58,14 +58,14 @@ DRIFTED = Sentence(
 )
 LEVEL_IDLE = Sentence(
     "level_idle",
-    "L{level} 只再消掉剩余误差的 {gain:.1%}：这一层几乎白占一个词。去掉它，或把码字分给别的层（semid advise）。",
-    "L{level} removes only {gain:.1%} of the error that is left: it costs a token for nothing. Drop it or give its "
-    "codewords to other levels (semid advise).",
+    "有的层只再消掉剩余误差的一点点（{levels}）：几乎白占一个词。去掉它，或把码字分给别的层（semid advise）。",
+    "some levels remove only a little of the error that is left ({levels}): they cost a token for nothing. Drop them "
+    "or give their codewords to other levels (semid advise).",
 )
 LEVEL_WORSE = Sentence(
     "level_worse",
-    "走完 L{level}，误差反而多了 {more:.1%}：这批特征多半与训练时不同。核对特征，或重新训练。",
-    "after L{level} the error is {more:.1%} larger than before it: these features probably differ from those in "
+    "有的层走完之后误差反而多了（{levels}）：这批特征多半与训练时不同。核对特征，或重新训练。",
+    "after some levels the error is larger than before ({levels}): these features probably differ from those in "
     "training. Check them, or train again.",
 )
 LEVELS_OK = Sentence(
@@ -94,17 +94,19 @@ def judge_error(f: Known) -> Iterator[Verdict]:
 
 def judge_levels(f: Known) -> Iterator[Verdict]:
     """逐层看这一层消掉了剩余误差的多少；第一层与全部偏差比。"""
-    before, said = 1.0, False
+    before, idle, worse = 1.0, [], []
     for level, error in enumerate(f["level_relative_mse"], 1):
         gain = 1.0 - error / before if before > 0 else 0.0
         if gain < 0:
-            said = True
-            yield LEVEL_WORSE.says("watch", level=level, more=-gain)
+            worse.append(f"L{level} +{share(-gain)}")
         elif gain < LEVEL_GAIN:
-            said = True
-            yield LEVEL_IDLE.says("watch", level=level, gain=gain)
+            idle.append(f"L{level} {share(gain)}")
         before = error
-    if not said:
+    if worse:
+        yield LEVEL_WORSE.says("watch", levels=" · ".join(worse))
+    if idle:
+        yield LEVEL_IDLE.says("watch", levels=" · ".join(idle))
+    if not worse and not idle:
         yield LEVELS_OK.says("ok", left=" · ".join(f"{error:.2f}" for error in f["level_relative_mse"]))
 
 

@@ -47,10 +47,10 @@ TABLE: List[Tuple[Dict[str, Any], str, str, str, str]] = [
     ({"training_holdout_relative_mse": None}, "relative_mse", "relative_mse_ok", "ok", "60%"),
     # 逐层
     ({}, "level_relative_mse", "level_relative_mse_ok", "ok", "0.70 · 0.40"),
-    ({"level_relative_mse": [0.4, 0.396]}, "level_relative_mse", "level_idle", "watch", "L2"),
-    ({"level_relative_mse": [0.99, 0.4]}, "level_relative_mse", "level_idle", "watch", "L1"),
-    ({"level_relative_mse": [0.5, 0.6]}, "level_relative_mse", "level_worse", "watch", "20.0%"),
-    ({"level_relative_mse": [0.0, 0.0]}, "level_relative_mse", "level_idle", "watch", "L2"),
+    ({"level_relative_mse": [0.4, 0.396]}, "level_relative_mse", "level_idle", "watch", "L2 1.00%"),
+    ({"level_relative_mse": [0.99, 0.98]}, "level_relative_mse", "level_idle", "watch", "L1 1.00% · L2 1.01%"),
+    ({"level_relative_mse": [0.5, 0.6]}, "level_relative_mse", "level_worse", "watch", "L2 +20.0%"),
+    ({"level_relative_mse": [0.0, 0.0]}, "level_relative_mse", "level_idle", "watch", "L2 0.00%"),
     ({"level_relative_mse": None}, "level_relative_mse", "not_judged", "unknown", "level_relative_mse"),
     # 冲突
     ({"collision_rate": 0.0}, "collision_rate", "collision_rate_ok", "ok", "0.00%"),
