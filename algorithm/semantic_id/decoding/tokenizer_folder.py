@@ -5,12 +5,13 @@
     ├── semid_embeddings.safetensors  可选：weight (Σ K_l, d)，行序即词号的次序
     └── semid_tokens.json           最后写：词号排在哪里（`TokenLayout.from_json`）与模型指纹
 
+`semid_tokens.json` 还记下其余每个文件的 SHA-256，`read_layout` 用之前核对。
 先写在旁边的临时目录里，读回来核对过才改名：被杀在半路，output 上什么也没有。
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import shutil
 import tempfile
@@ -21,11 +22,12 @@ import torch
 from safetensors.torch import save as tensors_to_bytes
 
 from ..files.durable import sync_folder, write_synced
+from ..files.sealed import parse_json
 from ..files.source import one_line
 from .embedding_rows import init_embedding_rows_
 from .tokens import TokenLayout, add_tokens
 
-__all__ = ["EMBEDDINGS_NAME", "LAYOUT_NAME", "write_tokenizer"]
+__all__ = ["EMBEDDINGS_NAME", "LAYOUT_NAME", "read_layout", "write_tokenizer"]
 
 LAYOUT_NAME = "semid_tokens.json"
 EMBEDDINGS_NAME = "semid_embeddings.safetensors"
@@ -74,8 +76,8 @@ def write_tokenizer(
             write_synced(
                 folder / EMBEDDINGS_NAME, tensors_to_bytes({"weight": _rows(layout, codebooks, embedding_dim)})
             )
-        record = {**json.loads(layout.to_json()), "model_fingerprint": fingerprint}
-        write_synced(folder / LAYOUT_NAME, (json.dumps(record, indent=2) + "\n").encode())
+        text = layout.to_json(model_fingerprint=fingerprint, files=_digests(folder))
+        write_synced(folder / LAYOUT_NAME, text.encode())
         # 读回来再加一次：全都在、词号相同，才算往返精确
         if add_tokens(_load(folder), sizes) != layout:
             raise ValueError(f"the tokenizer of {str(tokenizer)!r} gives other ids after saving; report this")
@@ -94,6 +96,32 @@ def write_tokenizer(
         "embedding_dim": embedding_dim,
         "fingerprint": fingerprint,
     }
+
+
+def read_layout(folder: Path) -> TokenLayout:
+    """读回词号的排法，并核对文件夹里写下的每个文件；在 `AutoTokenizer.from_pretrained` 之前调用。
+
+    Raises:
+        FileNotFoundError: 没有 `semid_tokens.json`，或少了文件。
+        ValueError: 有文件被改动；旧版本写的没有校验和，只核对内容。
+    """
+    where = folder / LAYOUT_NAME
+    data = where.read_bytes()
+    layout = TokenLayout.from_json(data.decode("utf-8", "replace"), str(where))
+    files = parse_json(data, str(where)).get("files", {})
+    if not isinstance(files, dict):
+        raise ValueError(f"{where} must hold an object files; write the folder again with `semid tokens`")
+    for name, digest in files.items():
+        if Path(name).name != name:
+            raise ValueError(f"{where} lists {name!r}, which is not a name in this folder")
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{folder / name} does not match its SHA-256 in {LAYOUT_NAME}; write the folder again")
+    return layout
+
+
+def _digests(folder: Path) -> Dict[str, str]:
+    """文件名 → SHA-256，按名字排好。"""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def _load(folder: Path) -> Any:

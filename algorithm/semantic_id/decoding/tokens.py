@@ -8,23 +8,22 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import torch
 
+from ..files.sealed import seal, unseal
+from ..token_text import MAX_LEVELS, TOKEN, token
 from .trie_build import check_sizes
 
 __all__ = ["CLS_ID", "MASK_ID", "PAD_ID", "SEP_ID", "UNK_ID", "TokenLayout", "add_tokens"]
 
 PAD_ID, CLS_ID, SEP_ID, MASK_ID, UNK_ID = range(5)
 _NUM_SPECIAL = 5
-_FORMAT, _FORMAT_VERSION = "semid-tokens", 1
-# 字母只有 26 个；比这更深的语义 ID 没有见过
-_MAX_LEVELS = 26
-_TOKEN = re.compile(r"<([a-z])_(0|[1-9]\d*)>")
+_FORMAT, _FORMAT_VERSION = "semid-tokens", 2  # 2 起有自己的校验和
+# 词号的上界：张量里是 int64，词表远没有这么大
+_MAX_TOKEN_ID = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,17 @@ class TokenLayout:
         offsets = tuple(self.offsets)
         if any(isinstance(o, bool) or not hasattr(o, "__index__") for o in offsets):
             raise TypeError(f"offsets={offsets!r} must be ints: the first token id of each level")
-        if len(sizes) > _MAX_LEVELS:
-            raise ValueError(f"sizes has {len(sizes)} levels; tokens have letters for {_MAX_LEVELS} at most")
+        if len(sizes) > MAX_LEVELS:
+            raise ValueError(f"sizes has {len(sizes)} levels; tokens have letters for {MAX_LEVELS} at most")
         if len(offsets) != len(sizes):
             raise ValueError(f"offsets={offsets} must have one value per level of sizes={sizes}")
         ends = [0, *(offset + size for offset, size in zip(offsets, sizes, strict=True))]
         if any(offset < end for offset, end in zip(offsets, ends[:-1], strict=True)):
             raise ValueError(f"offsets={offsets} overlap or fall with sizes={sizes}; levels must follow each other")
+        if ends[-1] > _MAX_TOKEN_ID:
+            raise ValueError(
+                f"offsets={offsets} with sizes={sizes} reach token id {ends[-1] - 1}; the bound is 2**31 - 1"
+            )
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "offsets", tuple(int(offset) for offset in offsets))
 
@@ -138,10 +141,12 @@ class TokenLayout:
             raise ValueError(
                 f"codes have shape {tuple(values.shape)}; to_text takes one ID of shape ({self.num_levels},)"
             )
-        return "".join(_token(level, code) for level, code in enumerate(values.tolist()))
+        return "".join(token(level, code) for level, code in enumerate(values.tolist()))
 
     def from_text(self, text: str) -> List[Tuple[int, ...]]:
         """文字里全部完整的 ID；词之间可以有空白（有的分词器解码时会加）。
+
+        一个编号只有一种写法（见 `token_text.py`）：`<a_01>`、全角数字的，都不是 `<a_1>`，只是文字。
 
         >>> TokenLayout.flat((16, 16, 100)).from_text("买了 <a_12> <b_7><c_99>，没买 <a_1>")
         [(12, 7, 99)]
@@ -149,7 +154,7 @@ class TokenLayout:
         found: List[Tuple[int, ...]] = []
         part: List[int] = []
         end = 0
-        for match in _TOKEN.finditer(text):
+        for match in TOKEN.finditer(text):
             level, code = ord(match[1]) - ord("a"), int(match[2])
             if (
                 level >= self.num_levels
@@ -170,26 +175,39 @@ class TokenLayout:
         """第 level 层（1…L）的全部词面，按编号。"""
         if not 1 <= level <= self.num_levels:
             raise ValueError(f"level={level} is out of range; use 1..{self.num_levels} (1 is L1)")
-        return [_token(level - 1, code) for code in range(self.sizes[level - 1])]
+        return [token(level - 1, code) for code in range(self.sizes[level - 1])]
 
-    def to_json(self) -> str:
-        """写成 JSON，随分词器一起存。"""
+    def to_json(self, **more: Any) -> str:
+        """写成带校验和的 JSON，随分词器一起存；more 是一并记下的别的键。"""
         record = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "sizes": self.sizes, "offsets": self.offsets}
-        return json.dumps(record, indent=2) + "\n"
+        return seal({**record, **more}).decode()
 
     @classmethod
-    def from_json(cls, text: str) -> TokenLayout:
-        """读回 `to_json`。
+    def from_json(cls, text: str, where: str = "token layout") -> TokenLayout:
+        """读回 `to_json`；版本 1 的没有校验和，照样能读。
+
+        Args:
+            text: JSON。
+            where: 错误信息里的文件名。
 
         Raises:
-            ValueError: 不是它写的，或内容不对。
+            TypeError: 大小或起点不是整数。
+            ValueError: 不是它写的、被改动，或内容不对。
         """
-        record: Dict[str, Any] = json.loads(text)
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise ValueError(f"not a token layout: format must be {_FORMAT!r}; write one with `semid tokens`")
-        if record.get("format_version") != _FORMAT_VERSION:
-            raise ValueError(f"token layout has format_version {record.get('format_version')!r}; upgrade semid")
-        return cls(tuple(record["sizes"]), tuple(record["offsets"]))
+        record, has_seal = unseal(text.encode("utf-8", "surrogatepass"), where)
+        if record.get("format") != _FORMAT:
+            raise ValueError(f"{where} is no token layout: format must be {_FORMAT!r}; write one with `semid tokens`")
+        version = record.get("format_version")
+        if version not in (1, _FORMAT_VERSION) or isinstance(version, bool):
+            raise ValueError(
+                f"{where} has format_version {version!r}, this semid reads up to {_FORMAT_VERSION}; upgrade semid"
+            )
+        if version != 1 and not has_seal:
+            raise ValueError(f"{where} has no checksum, but its version always has one; write it again")
+        sizes, offsets = record.get("sizes"), record.get("offsets")
+        if not isinstance(sizes, list) or not isinstance(offsets, list):
+            raise ValueError(f"{where} must hold the lists sizes and offsets; write it again with `semid tokens`")
+        return cls(tuple(sizes), tuple(offsets))
 
     def _check(self, values: torch.Tensor, name: str, starts: Sequence[int]) -> None:
         """整数、L 列、每列在 [start, start + K_l) 之内。"""
@@ -251,8 +269,3 @@ def add_tokens(tokenizer: Any, sizes: Sequence[int]) -> TokenLayout:
     if tokenizer.encode(layout.to_text(last), add_special_tokens=False) != layout.encode(torch.tensor(last)).tolist():
         raise ValueError(f"the tokenizer splits {layout.to_text(last)!r} otherwise than one token per level")
     return layout
-
-
-def _token(level: int, code: int) -> str:
-    """第 level 层（0 起）编号 code 的词面。"""
-    return f"<{chr(ord('a') + level)}_{code}>"

@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 from pathlib import Path
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Tuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from safetensors.numpy import load as arrays_from_bytes
 from safetensors.numpy import save as arrays_to_bytes
 
 from ..files.durable import write_atomically
+from ..files.sealed import parse_json
 from .trie_build import TrieArrays, check_sizes
 
 __all__ = ["TrieFileError", "read_trie", "write_trie"]
@@ -39,7 +40,7 @@ def write_trie(path: Path, arrays: TrieArrays, sizes: Tuple[int, ...]) -> None:
     """
     tensors = _named(arrays)
     record: Dict[str, Any] = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "sizes": list(sizes)}
-    record["sha256"] = _digest(tensors, sizes)
+    record["sha256"] = _digest(tensors, list(sizes))
     # 只放一个键：safetensors 写出多个键的次序每次不同
     write_atomically(path, arrays_to_bytes(tensors, metadata={_KEY: json.dumps(record)}))
 
@@ -57,10 +58,15 @@ def read_trie(path: Path) -> Tuple[TrieArrays, Tuple[int, ...]]:
     data = path.read_bytes()  # 只读一次：核对过的与使用的就是同一份字节
     try:
         tensors = arrays_from_bytes(data)
-        header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
-        record = json.loads((header.get("__metadata__") or {}).get(_KEY, "{}"))
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        # 后四种：safetensors 的 NumPy 一侧不认识的 dtype（如 F8）
         raise TrieFileError(f"{str(path)!r} is not a whole safetensors file ({error}); save the trie again") from None
+    # safetensors 已经认得头，这里只取出元数据
+    header = parse_json(data[8 : 8 + struct.unpack("<Q", data[:8])[0]], repr(str(path)), TrieFileError)
+    text = (header.get("__metadata__") or {}).get(_KEY, "{}")
+    record = parse_json(text.encode(), f"the header of {str(path)!r}", TrieFileError)
+    if not isinstance(record, dict):
+        raise TrieFileError(f"{str(path)!r} holds no trie: its header is a {type(record).__name__}, not an object")
     if record.get("format") != _FORMAT:
         raise TrieFileError(f"{str(path)!r} holds no trie: format must be {_FORMAT!r}, got {record.get('format')!r}")
     if record.get("format_version") != _FORMAT_VERSION:
@@ -68,7 +74,7 @@ def read_trie(path: Path) -> Tuple[TrieArrays, Tuple[int, ...]]:
             f"{str(path)!r} has format_version {record.get('format_version')!r}, this semid reads "
             f"{_FORMAT_VERSION}; upgrade semid or build the trie again"
         )
-    if _digest(tensors, record.get("sizes", ())) != record.get("sha256"):
+    if record.get("sha256") != _digest(tensors, record.get("sizes")):
         raise TrieFileError(f"{str(path)!r} was changed after it was written (sha256 differs); save the trie again")
     try:
         sizes = check_sizes(record["sizes"])
@@ -98,9 +104,9 @@ def _unnamed(tensors: Dict[str, np.ndarray], num_levels: int) -> TrieArrays:
     return arrays
 
 
-def _digest(tensors: Dict[str, np.ndarray], sizes: Sequence[int]) -> str:
+def _digest(tensors: Dict[str, np.ndarray], sizes: Any) -> str:
     """各层大小与每个张量的名字、dtype、形状、字节的 SHA-256。"""
-    digest = hashlib.sha256(json.dumps(list(sizes)).encode())
+    digest = hashlib.sha256(json.dumps(sizes).encode())
     for name in sorted(tensors):
         digest.update(f"|{name}|{tensors[name].dtype.str}|{tensors[name].shape}|".encode())
         digest.update(np.ascontiguousarray(tensors[name]).data if tensors[name].size else b"")

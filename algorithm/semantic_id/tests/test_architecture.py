@@ -56,6 +56,7 @@ TOP = {
     "interfaces": "base",
     "limits": "base",
     "code_keys": "base",
+    "token_text": "base",
     "__init__": "base",
     "config": "base",
     "checks": "base",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Set
 
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...files.durable import FileTarget, one_writer
+from ...token_text import MAX_LEVELS, TOKEN, token
 from ..encoding import seal
 from ..encoding.encode import DEFAULT_ROWS_PER_PART
 from ..encoding.shards import plan_shards, shard_name, write_staged
@@ -26,8 +26,6 @@ from ..format.publish import new_catalog
 from ..table import Catalog
 
 __all__ = ["export_index_json", "import_index_json"]
-
-_TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
 
 
 def import_index_json(
@@ -95,18 +93,19 @@ def export_index_json(catalog: Catalog, path: str | os.PathLike[str], *, overwri
         ValueError: 层数超过字母表，或编号是字节串。
     """
     target = FileTarget(Path(path), overwrite)
-    if len(catalog.id_columns) > 26:
-        raise ValueError(f"an ID of {len(catalog.id_columns)} codes has no letter for each; .index.json allows 26")
+    if len(catalog.id_columns) > MAX_LEVELS:
+        raise ValueError(
+            f"an ID of {len(catalog.id_columns)} codes has no letter for each; .index.json allows {MAX_LEVELS}"
+        )
     if pa.types.is_binary(catalog.id_type) or pa.types.is_fixed_size_binary(catalog.id_type):
         raise ValueError("item ids are bytes, which JSON cannot hold; encode with string or integer ids")
-    letters = [chr(ord("a") + i) for i in range(len(catalog.id_columns))]
     with one_writer(target.path), target.writing() as file:
         file.write(b"{")
         comma = ""
         for table in catalog.tables():
             lines = []
             for item, row in zip(table.column("item_id").to_pylist(), full_ids_of(table).tolist(), strict=True):
-                tokens = [f"<{letter}_{code}>" for letter, code in zip(letters, row, strict=True)]
+                tokens = [token(level, code) for level, code in enumerate(row)]
                 lines.append(f"{comma}{json.dumps(str(item), ensure_ascii=False)}: {json.dumps(tokens)}")
                 comma = ", "
             file.write("".join(lines).encode("utf-8"))
@@ -118,26 +117,39 @@ def _parse(data: bytes, name: str) -> tuple[List[str], np.ndarray]:
     """字节 → 物品编号与 (N, L) 编码。"""
     try:
         pairs = json.loads(data, object_pairs_hook=list)  # 字典会悄悄吞掉重复的键
+    except RecursionError:
+        raise ValueError(f"{name} is not valid JSON: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{name} is not valid JSON: {error}") from None
     if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, tuple) for pair in pairs):
         raise ValueError(
             f'{name} must hold a JSON object like {{"0": ["<a_1>", "<b_2>", "<c_3>"]}} with at least one item'
         )
-    items, codes, levels = [], [], None
-    for item, tokens in pairs:
-        found = [_TOKEN.fullmatch(token) if isinstance(token, str) else None for token in tokens or [None]]
-        good = [match for match in found if match]
-        letters = "".join(match[1] for match in good)
-        levels = len(letters) if levels is None else levels
-        if len(good) != len(found) or letters != "abcdefghijklmnopqrstuvwxyz"[:levels]:
-            raise ValueError(
-                f"{name} item {item!r} has tokens {tokens!r}; every item needs the same levels, written <a_0>, <b_0>, …"
-            )
-        items.append(item)
-        codes.append([int(match[2]) for match in good])
+    codes = [_codes_of(item, tokens, name) for item, tokens in pairs]
+    items = [item for item, _ in pairs]
+    odd = next((i for i, row in enumerate(codes) if len(row) != len(codes[0])), None)
+    if odd is not None:
+        raise ValueError(f"{name} item {items[odd]!r} has {len(codes[odd])} levels, the first has {len(codes[0])}")
     if len(set(items)) != len(items):
         seen: Set[str] = set()
         twice = next(item for item in items if item in seen or seen.add(item))  # type: ignore[func-returns-value]
         raise CatalogError(f"{name} has item {twice!r} twice; item ids must be unique")
     return items, np.array(codes, np.int32)
+
+
+def _codes_of(item: str, tokens: Any, name: str) -> List[int]:
+    """一个物品的词 → 编号；每层正好一种写法。"""
+    if any("\ud800" <= letter <= "\udfff" for letter in item):
+        raise ValueError(f"{name} item {item!r} is no Unicode text: it holds half of a surrogate pair")
+    if not isinstance(tokens, list) or not tokens:
+        raise ValueError(f'{name} item {item!r} has {repr(tokens)[:200]}; write a list like ["<a_0>", "<b_0>"]')
+    codes = []
+    for level, text in enumerate(tokens):
+        match = TOKEN.fullmatch(text) if isinstance(text, str) else None
+        if match is None or ord(match[1]) - ord("a") != level or int(match[2]) >= 1 << 31:
+            raise ValueError(
+                f"{name} item {item!r} has {repr(text)[:200]} for L{level + 1}; write {token(level % 26, 0)} and on: "
+                "N in [0, 2**31) in plain digits, no leading zero"
+            )
+        codes.append(int(match[2]))
+    return codes

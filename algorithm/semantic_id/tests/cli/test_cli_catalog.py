@@ -283,8 +283,8 @@ def test_index_json_round_trip(room, tmp_path, capsys):
     [
         ("{", "not valid JSON"),
         ("[]", "must hold a JSON object"),
-        ('{"a": ["<a_1>", "<c_2>"]}', "item 'a' has tokens"),
-        ('{"a": ["<a_1>"], "b": ["<a_1>", "<b_2>"]}', "item 'b' has tokens"),
+        ('{"a": ["<a_1>", "<c_2>"]}', "item 'a' has '<c_2>' for L2"),
+        ('{"a": ["<a_1>"], "b": ["<a_1>", "<b_2>"]}', "item 'b' has 2 levels, the first has 1"),
         ('{"a": ["<a_1>"], "a": ["<a_2>"]}', "item 'a' twice"),
         ('{"a": ["<a_5>"]}', "codes must be in [0, 4)"),
     ],

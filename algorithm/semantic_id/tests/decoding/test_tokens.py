@@ -12,6 +12,7 @@ from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder
 from algorithm.semantic_id.cli import app as cli
 from algorithm.semantic_id.decoding import TokenLayout
 from algorithm.semantic_id.decoding.embedding_rows import init_embedding_rows_, project_codebook
+from algorithm.semantic_id.decoding.tokenizer_folder import read_layout, write_tokenizer
 from algorithm.semantic_id.decoding.tokens import CLS_ID, MASK_ID, PAD_ID, SEP_ID, UNK_ID, add_tokens
 
 pytest.importorskip("transformers", reason="needs the extra hf")
@@ -87,6 +88,13 @@ def test_from_text():
     assert layout.from_text(text) == [(12, 7, 99), (1, 2, 3), (4, 5, 6)]
 
 
+@pytest.mark.parametrize("odd", ["01", "00", "-1", "+1", "1.0", "1_0", "１", "٣", "²", " 1", "True", "9" * 5000, ""])
+def test_a_code_has_one_spelling(odd):
+    layout = TokenLayout.flat((16, 16, 100))
+    assert layout.from_text(f"<a_{odd}><b_1><c_1><a_1><b_1><c_1>") == [(1, 1, 1)]
+    assert layout.from_text(f"<a_1><b_1><c_{odd}>") == []
+
+
 @pytest.mark.parametrize(
     ("sizes", "offsets", "kind", "words"),
     [
@@ -120,8 +128,15 @@ def test_json_round_trip():
     assert TokenLayout.from_json(layout.to_json()) == layout
     with pytest.raises(ValueError, match="format must be 'semid-tokens'"):
         TokenLayout.from_json("{}")
-    with pytest.raises(ValueError, match="format_version 2"):
-        TokenLayout.from_json(layout.to_json().replace(": 1,", ": 2,", 1))
+    plain = {"format": "semid-tokens", "sizes": [6, 4, 9], "offsets": [5, 11, 15]}
+    assert TokenLayout.from_json(json.dumps({**plain, "format_version": 1})) == layout  # 版本 1 没有校验和
+    with pytest.raises(ValueError, match="has no checksum"):
+        TokenLayout.from_json(json.dumps({**plain, "format_version": 2}))
+    for version in (3, True, None, "1"):
+        with pytest.raises(ValueError, match=f"format_version {version!r}, this semid reads up to 2"):
+            TokenLayout.from_json(json.dumps({**plain, "format_version": version}))
+    with pytest.raises(ValueError, match="token layout was changed after it was written"):
+        TokenLayout.from_json(layout.to_json().replace("9", "8", 1))
 
 
 # ---- 分词器 ----
@@ -248,6 +263,8 @@ def test_command_writes_a_tokenizer_that_loads(model, tmp_path, capsys):
     assert list(layout.offsets) == result["offsets"]
     record = json.loads((output / "semid_tokens.json").read_text())
     assert record["model_fingerprint"] == SemanticIDEncoder.from_pretrained(model).fingerprint()
+    assert read_layout(output) == layout
+    assert set(record["files"]) == {path.name for path in output.iterdir()} - {"semid_tokens.json"}
     tokenizer = AutoTokenizer.from_pretrained(output)
     assert (
         tokenizer.encode("<a_5><b_0><c_8><d_4>", add_special_tokens=False)
@@ -261,6 +278,22 @@ def test_command_writes_a_tokenizer_that_loads(model, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert cli.main([*map(str, words)]) == 2  # 已经有了
     assert "exists; choose another folder" in capsys.readouterr().err
+
+
+def test_a_changed_file_of_the_folder_is_named(model, tmp_path):
+    write_tokenizer(model / "tokenizer", tmp_path / "out", SIZES, fingerprint="f", embedding_dim=4)
+    layout = read_layout(tmp_path / "out")
+    for path in sorted((tmp_path / "out").iterdir()):
+        data = path.read_bytes()
+        for place in range(0, len(data), 1 + len(data) // 60):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+            with pytest.raises(ValueError, match=path.name):
+                read_layout(tmp_path / "out")
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=path.name):
+            read_layout(tmp_path / "out")
+        path.write_bytes(data)
+    assert read_layout(tmp_path / "out") == layout
 
 
 def test_command_leaves_nothing_behind_when_it_fails(model, tmp_path, capsys, monkeypatch):
