@@ -24,6 +24,8 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "base": ("", "numpy torch"),
     "search": ("base", "numpy torch"),
     "files": ("base", "numpy pyarrow torch safetensors rich"),
+    # 只认数组与编号，不认模型：训练与编码把行为行递给它
+    "behaviour": ("base search files", "numpy pyarrow scipy torch"),
     "metrics": ("base files", "numpy"),
     "model": ("base search files", "torch huggingface_hub"),
     "catalog.format": ("base files", "numpy pyarrow"),
@@ -69,7 +71,7 @@ TOP = {
     "__main__": "cli",
 }
 # 附加依赖只在一个文件里导入：换掉它时知道要改哪里
-ONE_FILE = {"faiss", "jinja2", "ray", "rich", "huggingface_hub"}
+ONE_FILE = {"faiss", "jinja2", "ray", "rich", "scipy", "huggingface_hub"}
 
 # 能执行代码的读取方式；模型与物品表只用 safetensors、JSON、Parquet 与不带 pickle 的 .npy
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
