@@ -7,19 +7,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Set, Tuple
+from typing import Collection, Dict, Iterator, List, Set, Tuple
 
 from ..errors import InputError
 from .checkpoint import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, is_our_config
 from .durable import is_temporary, one_writer, replacing, stamp_of, sync_folder
 
-__all__ = ["RunFolder", "check_demo_folder", "open_run_folder"]
+__all__ = ["RunFolder", "check_demo_folder", "new_folder", "open_run_folder"]
 
 CHECKPOINTS = "checkpoints"
 LOG_NAME = "metrics.jsonl"
@@ -211,3 +212,36 @@ def check_demo_folder(output: Path) -> None:
         raise FileExistsError(
             f"output folder {str(output)!r} was not made by `semid demo`; choose another with --output"
         )
+
+
+@contextmanager
+def new_folder(output: Path, ours: Collection[str]) -> Iterator[Path]:
+    """给出旁边的 `OUTPUT.partial` 供写入；正常结束时改名到位，出错时删掉（半成品没有用、不能续跑的命令用它）。
+
+    Args:
+        output: 输出目录，须不存在或为空。
+        ours: 写的时候最上层会出现的名字；上次被打断留下的只含这些，就清掉。
+
+    Raises:
+        FileExistsError: 输出已存在、运行途中出现了，或另一个进程在写。
+    """
+    exists = f"output {str(output)!r} exists; choose another folder"
+    folder = output.with_name(output.name + ".partial")
+    with one_writer(output):
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise FileExistsError(exists)
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        strangers = [name for name in names if name not in ours and not is_temporary(name)]
+        if strangers or (folder.exists() and not folder.is_dir()):
+            raise FileExistsError(f"{str(folder)!r} holds {(strangers or ['a file'])[0]!r}, not ours; move it away")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            os.rename(folder, output)  # 目标若不空，改名会失败，而不会覆盖
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(f"{exists} (it appeared while this command ran, and is left as it is)") from None
+            raise
+        sync_folder(output.resolve().parent)

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, Mapping, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...code_keys import Packing
-from ..encoding.shards import plan_shards
+from ..encoding.shards import DEFAULT_ROWS_PER_PART, plan_shards
+from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY
 from ..format.manifest import STAGING_NAME, SUFFIX, files_of, write_manifest
 from ..format.parts import part_name, read_checked, write_table
 from ..index.build import build_index
@@ -30,18 +31,25 @@ class Change(NamedTuple):
         joining: 加入的行，次序就是新分片里的次序。
         leaving: 离开的物品编号；None 为没有。
         retired: 这一代的退役表。
-        entry: 写进 `history` 的一项。
+        entry: 写进 `history` 的一项；None 则不写。
+        fields: 清单里另要改的字段，换模型时用。
     """
 
     generation: int
     joining: pa.Table
     leaving: pa.Array | None
     retired: Retired
-    entry: Dict[str, Any]
+    entry: Dict[str, Any] | None
+    fields: Mapping[str, Any] = {}
 
 
 def write_generation(
-    catalog: Catalog, change: Change, into: Path, *, rows_per_part: int, rows_in_memory: int
+    catalog: Catalog,
+    change: Change,
+    into: Path,
+    *,
+    rows_per_part: int = DEFAULT_ROWS_PER_PART,
+    rows_in_memory: int = DEFAULT_ROWS_IN_MEMORY,
 ) -> Dict[str, Any]:
     """写 `catalog` 的下一代。
 
@@ -82,7 +90,8 @@ def write_generation(
         "retired": retired,
         "next_part": number,
         "previous": sorted(entry["name"] for entry in files_of(old)) if into == catalog.folder else [],
-        "history": [*old["history"], change.entry],
+        "history": [*old["history"], *([] if change.entry is None else [change.entry])],
+        **change.fields,
     }
     return write_manifest(into, fields)
 

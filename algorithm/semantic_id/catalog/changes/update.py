@@ -22,6 +22,7 @@ from ...files.durable import one_writer
 from ...files.progress import OnProgress
 from ...files.source import VectorSource, one_line
 from ...limits import check_int
+from ..encoding.shards import DEFAULT_ROWS_PER_PART
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY
 from ..format.manifest import CatalogError
 from ..format.parts import id_rows
@@ -42,7 +43,7 @@ def update_catalog(
     retire: pa.Array | None = None,
     reuse_after: int | None = None,
     block_rows: int = 16384,
-    rows_per_part: int = 1 << 20,
+    rows_per_part: int = DEFAULT_ROWS_PER_PART,
     rows_in_memory: int = DEFAULT_ROWS_IN_MEMORY,
     progress: OnProgress | None = None,
 ) -> Dict[str, Any]:
@@ -147,7 +148,7 @@ class Update:
         into: Path,
         retire: pa.Array | None,
         *,
-        rows_per_part: int = 1 << 20,
+        rows_per_part: int = DEFAULT_ROWS_PER_PART,
         rows_in_memory: int = DEFAULT_ROWS_IN_MEMORY,
         progress: OnProgress | None = None,
         note: Dict[str, Any] | None = None,

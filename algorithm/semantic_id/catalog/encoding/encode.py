@@ -30,6 +30,7 @@ from ..unique.assign import Choices
 from ..unique.candidates import candidates_of
 from . import seal
 from .shards import (
+    DEFAULT_ROWS_PER_PART,
     Shard,
     candidate_name,
     encode_block,
@@ -44,7 +45,6 @@ from .shards import (
 
 __all__ = ["DEFAULT_ROWS_PER_PART", "Engine", "LocalEngine", "encode_block", "encode_catalog"]
 
-DEFAULT_ROWS_PER_PART = 1 << 20
 # 编号少于此数就先查重：在编码之前报错，而不是编码完才报；更多的由封存时的外部排序查
 _CHECK_IDS_FIRST = 20_000_000
 

@@ -31,6 +31,7 @@ from ..unique.assign import Choices
 from ..unique.candidates import candidates_of, errors_of
 
 __all__ = [
+    "DEFAULT_ROWS_PER_PART",
     "Shard",
     "candidate_name",
     "encode_block",
@@ -41,9 +42,11 @@ __all__ = [
     "plan_shards",
     "read_candidates",
     "read_vectors",
+    "sampled_errors",
     "shard_name",
 ]
 
+DEFAULT_ROWS_PER_PART = 1 << 20
 _NOTE = b"semid"
 _MANY_ROWS = 1 << 16
 
@@ -103,7 +106,6 @@ def encode_shard(
         ValueError: 数据有坏行。
         CatalogError: 模型交来越界的编码，或行数不符。
     """
-    stride = 16 if source.num_rows > _MANY_ROWS else 1
     ids, codes, errors = [], [], []
     for block in source.blocks(block_rows, shard.start, shard.stop):
         found = encode_block(model, block)
@@ -112,9 +114,7 @@ def encode_shard(
         check_range(found, model.codebook_sizes, "codes", block.start)
         ids.append(block.ids)
         codes.append(found)
-        sampled = np.arange(-block.start % stride, len(found), stride)
-        if len(sampled):
-            errors.append(errors_of(model, block.vectors[sampled], found[sampled]))
+        errors.append(sampled_errors(model, source, block, found))
         if progress is not None:
             progress(block.start + len(found), source.num_rows)
     rows = sum(map(len, codes))
@@ -123,10 +123,19 @@ def encode_shard(
             f"read {shard.start + rows} rows, but {source.description} promised {source.num_rows}; "
             "do not write to it during a run"
         )
-    error = np.concatenate(errors) if errors else np.zeros((0, len(model.codebook_sizes)))  # (S, L)
+    error = np.concatenate(errors)  # (S, L)
     note = {"rows": len(error), "error_sum": [math.fsum(level.tolist()) for level in error.T]}
     table = id_table(pa.concat_arrays(ids), np.concatenate(codes))
     write_staged(staging / shard_name(shard), table, note)
+
+
+def sampled_errors(model: SemanticIDModel, source: VectorSource, block: Block, codes: np.ndarray) -> np.ndarray:
+    """一块里抽到的行逐层的误差 (S, L)；抽哪些行只看行号，与怎样分块无关。"""
+    stride = 16 if source.num_rows > _MANY_ROWS else 1
+    sampled = np.arange(-block.start % stride, len(codes), stride)
+    if not len(sampled):
+        return np.zeros((0, len(model.codebook_sizes)))
+    return errors_of(model, block.vectors[sampled], codes[sampled])
 
 
 def encode_candidate_shard(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from pathlib import Path
 from typing import Any, Dict
 
 from ...errors import InputError
@@ -13,7 +11,8 @@ from ..page import Page
 
 __all__ = ["run", "show"]
 
-_MIGRATED = ("model", "catalog", "moves.parquet")
+# 写的时候最上层会出现的名字
+_PARTIAL = ("model", "catalog", "carried", "moves.parquet")
 
 
 def run(
@@ -39,10 +38,11 @@ def run(
     """
     import torch
 
-    from ...catalog import Catalog, encode_catalog
-    from ...catalog.changes.migrate import align_codes, encode_known, write_moves
-    from ...files.durable import sync_folder
+    from ...catalog import Catalog
+    from ...catalog.changes.carry import carry_over, survey, write_moves
+    from ...catalog.changes.migrate import align_codes, relabelled
     from ...files.progress import Progress
+    from ...files.run_folder import new_folder
     from ...files.vectors import open_vectors
     from ..loading import load_model
 
@@ -53,34 +53,23 @@ def run(
             f"the model has codebook_sizes={encoder.codebook_sizes}, but the catalog has {before.codebook_sizes}; "
             "train with the same sizes, or encode a new catalog"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"output {str(output)!r} exists; choose another folder")
     columns = {"id_column": id_column, "vector_column": vector_column}
     source = open_vectors(features, expected_dim=encoder.embedding_dim, **columns)
-    folder = _fresh_partial(output)
-    try:
+    with new_folder(output, _PARTIAL) as folder:
         with Progress(session.progress) as bar, bar.task("migrate", source.num_rows) as report:
-            old, new = encode_known(encoder, before, source, block_rows)
-            labels = align_codes(old, new, encoder.codebook_sizes)
-            encoder.relabel_([torch.from_numpy(label).to(encoder.feature_mean.device) for label in labels])
+            seen = survey(encoder, before, source, block_rows)
+            aligned, is_same = seen.new, encoder.fingerprint() == before.fingerprint
+            if not is_same:
+                labels = align_codes(seen.old, seen.new, encoder.codebook_sizes)
+                encoder.relabel_([torch.from_numpy(label).to(encoder.feature_mean.device) for label in labels])
+                aligned = relabelled(seen.new, labels)
             encoder.save_pretrained(folder / "model")
-            price = before.manifest["history"][0].get("prefix_price", "1.0")
-            encode_catalog(
-                encoder,
-                source,
-                folder / "catalog",
-                unique=before.unique,
-                prefix_price=float(price),
-                block_rows=block_rows,
-                progress=report,
-            )
-        moves = write_moves(before, Catalog.open(folder / "catalog"), folder / _MIGRATED[2])
-        os.replace(folder, output)
-    except BaseException:  # 迁移不能续跑，半成品没有用
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    sync_folder(output.resolve().parent)
-    unaligned = float((old != new).any(axis=1).mean()) if len(old) else None
+            into = folder / "catalog"
+            carry_over(encoder, before, source, into, seen, aligned, block_rows=block_rows, progress=report)
+        moves = write_moves(before, Catalog.open(into), folder / "moves.parquet")
+    unaligned = moves["changed_rate"]  # 同一个模型不必对齐
+    if not is_same and len(seen.old):
+        unaligned = float((seen.old != seen.new).any(axis=1).mean())
     return {
         "output": os.fspath(output),
         **moves,
@@ -105,15 +94,3 @@ def show(result: Dict[str, Any], page: Page) -> None:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.2%}"
-
-
-def _fresh_partial(output: Path) -> Path:
-    """旁边的 `OUTPUT.partial`；上次被打断留下的清掉，别人的不动。"""
-    folder = output.with_name(output.name + ".partial")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    ours = {*_MIGRATED, "catalog.partial", f"{_MIGRATED[2]}.tmp", f"{_MIGRATED[2]}.writing"}
-    if names - ours or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"{str(folder)!r} is not ours; move it away")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder

@@ -241,6 +241,25 @@ def test_migrate_from_the_command_line(room, tmp_path, capsys):
         assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_migrating_to_the_same_model_keeps_every_id_and_every_rest(room, tmp_path, capsys):
+    encode = ("encode", room / "model", room / "x.parquet", "--output", tmp_path / "cat", "--unique")
+    run_json(capsys, *encode)
+    gone = [f"sku-{i}" for i in range(0, N, 10)]
+    pq.write_table(pa.table({"item_id": gone}), tmp_path / "gone.parquet")
+    run_json(capsys, "update", tmp_path / "cat", "--model", room / "model", "--retire", tmp_path / "gone.parquet")
+    keep = [i for i in range(N) if i % 10]
+    write_items(tmp_path / "kept.parquet", X[keep], [f"sku-{i}" for i in keep])
+    migrate = ("migrate", tmp_path / "cat", room / "model", tmp_path / "kept.parquet", "--output", tmp_path / "new")
+    done = run_json(capsys, *migrate)
+    assert (done["num_common"], done["num_changed"], done["unaligned_changed_rate"]) == (len(keep), 0, 0)
+    (before, after) = (Catalog.open(tmp_path / "cat"), Catalog.open(tmp_path / "new" / "catalog"))
+    assert after.manifest == before.manifest
+    assert after.read().equals(before.read())
+    # 输出在运行途中出现：不覆盖，也不留下半成品
+    assert "exists; choose another" in fails(capsys, *migrate)
+    assert sorted(os.listdir(tmp_path)) == ["cat", "gone.parquet", "kept.parquet", "new"]
+
+
 def test_encode_says_what_uniqueness_cost(room, tmp_path, capsys):
     encode = ("encode", room / "model", room / "x.parquet", "--lang", "en", "--output")
     suffix = json.loads(run(capsys, *encode, tmp_path / "a", "--unique", "--json")[1])
