@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import InputError, InputTypeError
@@ -120,11 +121,8 @@ class EvaluationTarget:
             InputError: 缺键、缺列、行数不对，或含 NaN。
         """
         _check_evaluation(evaluation)
-        sizes = evaluation["codebook_sizes"]
-        _check_items(items, len(sizes))
-        _check_columns(codewords, codeword_schema(), CODEWORDS_NAME)
-        if codewords.num_rows != sum(sizes):
-            raise InputError(f"codewords has {codewords.num_rows} rows, but codebook_sizes={sizes} needs {sum(sizes)}")
+        _check_items(items, evaluation["codebook_sizes"])
+        _check_codewords(codewords, evaluation["codebook_sizes"])
         tables = {ITEMS_NAME: items, CODEWORDS_NAME: codewords}
         blobs = {name: table_to_bytes(table) for name, table in tables.items()}
         files = [describe_bytes(name, tables[name].num_rows, blob) for name, blob in blobs.items()]
@@ -229,9 +227,9 @@ def read_evaluation_folder(folder: str | os.PathLike[str]) -> Tuple[Dict[str, An
         raise InputError(f"{where} lost its checksum {SEAL!r}, so it was changed after it was written; evaluate again")
     _check_evaluation(evaluation, where)
     items = _read_table(path, evaluation, ITEMS_NAME)
-    _check_items(items, len(evaluation["codebook_sizes"]))
+    _check_items(items, evaluation["codebook_sizes"])
     codewords = _read_table(path, evaluation, CODEWORDS_NAME)
-    _check_columns(codewords, codeword_schema(), CODEWORDS_NAME)
+    _check_codewords(codewords, evaluation["codebook_sizes"])
     return {**evaluation, "sealed": sealed}, items, codewords
 
 
@@ -257,13 +255,26 @@ def _check_evaluation(evaluation: Mapping[str, Any], where: str = "evaluation") 
                 raise InputError(f"{where} has an entry of {name!r} without {', '.join(needed)}; evaluate again")
 
 
-def _check_items(items: pa.Table, num_levels: int) -> None:
-    """列、类型、行数上限、编号不为空。"""
-    _check_columns(items, item_schema(num_levels, "suffix" in items.column_names), ITEMS_NAME)
+def _check_items(items: pa.Table, sizes: List[int]) -> None:
+    """列、类型、行数上限、编号不为空、各层编号在码本之内。"""
+    _check_columns(items, item_schema(len(sizes), "suffix" in items.column_names), ITEMS_NAME)
     if items.num_rows > MAX_ITEM_ROWS:
         raise InputError(f"items has {items.num_rows} rows; at most {MAX_ITEM_ROWS}: take a sample")
     if items.column("item_id").null_count:
         raise InputError("items has a null item_id; every item needs one")
+    for level, size in enumerate(sizes, 1):
+        column = items.column(f"l{level}")
+        found = pc.min_max(column)
+        low, high = found["min"].as_py(), found["max"].as_py()
+        if column.null_count or (low is not None and not 0 <= low <= high < size):
+            raise InputError(f"{ITEMS_NAME} column l{level} must hold codes in [0, {size}); evaluate again")
+
+
+def _check_codewords(codewords: pa.Table, sizes: List[int]) -> None:
+    """列、类型，恰好 ΣK_l 行。"""
+    _check_columns(codewords, codeword_schema(), CODEWORDS_NAME)
+    if codewords.num_rows != sum(sizes):
+        raise InputError(f"codewords has {codewords.num_rows} rows, but codebook_sizes={sizes} needs {sum(sizes)}")
 
 
 def _check_columns(table: pa.Table, schema: pa.Schema, name: str) -> None:

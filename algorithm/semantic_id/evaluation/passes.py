@@ -13,6 +13,7 @@ import numpy as np
 
 from algorithm.interfaces import SemanticIDModel
 
+from ..errors import InputError
 from ..files.source import VectorSource, pick_rows
 from ..metrics.neighbours import NearestSoFar, sample_rows
 from ..metrics.principal_axes import principal_axes
@@ -79,7 +80,7 @@ def encode_all(
     import torch
 
     if source.dim != model.embedding_dim:
-        raise ValueError(
+        raise InputError(
             f"features {source.description} has width {source.dim}, but the model was built with "
             f"embedding_dim={model.embedding_dim}; use features of that width or train a new model"
         )

@@ -126,7 +126,7 @@ def _read_curves(path: Path) -> List[Dict[str, Any]]:
         try:
             record = json.loads(line)
             epoch = record["epoch"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break  # 没有换行结尾的一行：还没写完
             raise InputError(f"{path} line {number} is no training record; train again") from None
@@ -147,7 +147,7 @@ def _fingerprint(path: Path) -> str | None:
     """训练目录里现在这个模型的指纹；没有训练完就是 None。"""
     try:
         config = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     found = config.get("fingerprint") if isinstance(config, dict) else None
     return found if isinstance(found, str) else None

@@ -87,6 +87,20 @@ def test_bad_tables_write_nothing(tmp_path):
         (EVALUATION, items_table(rows=100_002), codewords_table(), ValueError, "at most 100000"),
         (
             EVALUATION,
+            items_table().set_column(3, "l1", pa.array([0, 2], pa.int32())),
+            codewords_table(),
+            ValueError,
+            r"column l1 must hold codes in \[0, 2\)",
+        ),
+        (
+            EVALUATION,
+            items_table().set_column(4, "l2", pa.array([-1, 0], pa.int32())),
+            codewords_table(),
+            ValueError,
+            r"column l2 must hold codes in \[0, 1\)",
+        ),
+        (
+            EVALUATION,
             items_table().set_column(3, "l1", pa.array([0, 1], pa.int64())),
             codewords_table(),
             TypeError,

@@ -239,6 +239,9 @@ def test_half_a_line_is_dropped_and_a_broken_one_is_not(tmp_path):
     log.write_text('{"epoch": 0, "pha\n' + whole)
     with pytest.raises(ValueError, match=r"metrics\.jsonl line 1 is no training record"):
         read_runs([tmp_path / "t"])
+    log.write_text("[" * 100_000 + "\n" + whole)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl line 1 is no training record"):
+        read_runs([tmp_path / "t"])
     log.write_text('{"epoch": "0"}\n')
     with pytest.raises(ValueError, match="epoch='0', expected an int"):
         read_runs([tmp_path / "t"])
