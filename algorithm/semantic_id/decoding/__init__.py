@@ -6,7 +6,8 @@
 
 from .beam_decoding import Beams, beam_search
 from .tokens import TokenLayout
-from .trie import EmptyFilterError, PrefixTrie
+from .trie import PrefixTrie
 from .trie_file import TrieFileError
+from .trie_filter import EmptyFilterError
 
 __all__ = ["Beams", "EmptyFilterError", "PrefixTrie", "TokenLayout", "TrieFileError", "beam_search"]

@@ -18,18 +18,15 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 import torch
 
-from .trie_build import TrieArrays, build_arrays, check_codes
+from .trie_build import TrieArrays, build_arrays, check_codes, codes_of_catalog
 from .trie_file import read_trie, write_trie
+from .trie_filter import EmptyFilterError, any_child, item_mask
 
-__all__ = ["Children", "EmptyFilterError", "PrefixTrie"]
+__all__ = ["Children", "PrefixTrie"]
 
 
 # 一层的掩码表最多这么大：1024 × 4096 是 4 MB，16384 × 16384 就太大了，那样的层只用 CSR
 _MAX_TABLE_BYTES = 1 << 23
-
-
-class EmptyFilterError(ValueError):
-    """过滤之后一个物品也不剩：没有东西可以生成，而不是生成 NaN。"""
 
 
 class Children(NamedTuple):
@@ -99,7 +96,7 @@ class PrefixTrie:
         [[False, False, True, True], [False, False, False, False]]
         """
         if all(hasattr(codes, name) for name in ("tables", "id_columns", "id_sizes")):
-            codes, sizes = _from_catalog(codes, sizes)
+            codes, sizes = codes_of_catalog(codes, sizes)
         elif isinstance(codes, torch.Tensor):
             codes = codes.detach().cpu().numpy()
         array = np.asarray(codes)
@@ -333,7 +330,7 @@ class PrefixTrie:
             keep &= self.kept[1:] > self.kept[:-1]
         for name, mask in (("allow", allow), ("deny", deny)):
             if mask is not None:
-                chosen = _item_mask(mask, len(self.order), name).to(self.device)[self.order.long()]
+                chosen = item_mask(mask, len(self.order), name).to(self.device)[self.order.long()]
                 keep &= chosen if name == "allow" else ~chosen
         kept = torch.nn.functional.pad(keep.cumsum(0, dtype=torch.int32), (1, 0))  # (N + 1,)
         if int(kept[-1]) == 0:
@@ -341,10 +338,10 @@ class PrefixTrie:
                 f"the filter leaves none of {self.num_items} items, so nothing can be generated; loosen allow or deny"
             )
         if len(self.repeats):
-            keep = _any_child(keep, self._first_items(torch.arange(len(self.edges[-1]) + 1, device=self.device)))
+            keep = any_child(keep, self._first_items(torch.arange(len(self.edges[-1]) + 1, device=self.device)))
         alive: List[torch.Tensor] = [keep]
         for level in range(self.num_levels - 1, 0, -1):
-            alive.insert(0, _any_child(alive[0], self.pointers[level]))
+            alive.insert(0, any_child(alive[0], self.pointers[level]))
         return replace(self, alive=tuple(alive), kept=kept)
 
     def _first_items(self, leaves: torch.Tensor) -> torch.Tensor:
@@ -364,30 +361,3 @@ class PrefixTrie:
                 "no continuation"
             )
         return prefixes.shape[1], self.walk(prefixes.to(self.device))
-
-
-def _any_child(flags: torch.Tensor, pointer: torch.Tensor) -> torch.Tensor:
-    """(E,) 各边 → (M,) 各结点：孩子里有没有 True。"""
-    total = torch.nn.functional.pad(flags.cumsum(0, dtype=torch.int32), (1, 0))  # (E + 1,)
-    at = total[pointer.long()]
-    return at[1:] > at[:-1]
-
-
-def _item_mask(mask: Any, num_items: int, name: str) -> torch.Tensor:
-    """物品掩码的门；整数数组看起来像行号，按 0/1 读会悄悄留错物品，所以拒绝。"""
-    tensor = torch.as_tensor(mask)
-    if tensor.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool mask of shape ({num_items},), got dtype {tensor.dtype}")
-    if tensor.shape != (num_items,):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; the trie was built from {num_items} items: one each")
-    return tensor
-
-
-def _from_catalog(catalog: Any, sizes: Sequence[int] | None) -> Tuple[np.ndarray, Sequence[int]]:
-    """物品表 → (完整的 ID, 各位大小)。只要求它逐片交出表，并说明 ID 是哪几列、各有多大；去重位是其中最后一列。"""
-    parts = [
-        np.stack([table.column(name).to_numpy() for name in catalog.id_columns], axis=1) for table in catalog.tables()
-    ]
-    if not parts:
-        raise ValueError("the catalog has no items: a trie needs at least one")
-    return np.concatenate(parts), catalog.id_sizes if sizes is None else sizes

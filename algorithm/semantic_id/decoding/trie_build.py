@@ -15,7 +15,7 @@ import numpy as np
 
 from ..code_keys import Packing, comparable
 
-__all__ = ["TrieArrays", "build_arrays", "check_codes", "check_sizes", "narrow_int"]
+__all__ = ["TrieArrays", "build_arrays", "check_codes", "check_sizes", "codes_of_catalog", "narrow_int"]
 
 # 一次拆多少行：中间结果留在缓存里，也不会多出一整列 int64
 _CHUNK = 1 << 18
@@ -118,6 +118,16 @@ def check_codes(codes: np.ndarray, sizes: Sequence[int] | None) -> Tuple[int, ..
                 f"[0, {checked[level]}): fix that row or the sizes"
             )
     return checked
+
+
+def codes_of_catalog(catalog: Any, sizes: Sequence[int] | None) -> Tuple[np.ndarray, Sequence[int]]:
+    """物品表 → (完整的 ID, 各位大小)。只要求它逐片交出表，并说明 ID 是哪几列、各有多大；去重位是其中最后一列。"""
+    parts = [
+        np.stack([table.column(name).to_numpy() for name in catalog.id_columns], axis=1) for table in catalog.tables()
+    ]
+    if not parts:
+        raise ValueError("the catalog has no items: a trie needs at least one")
+    return np.concatenate(parts), catalog.id_sizes if sizes is None else sizes
 
 
 def _sorted_columns(codes: np.ndarray, sizes: Sequence[int]) -> Tuple[Callable[[int], np.ndarray], np.ndarray]:
