@@ -251,6 +251,8 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
 def _check_values(tensors: Mapping[str, torch.Tensor], where: str, error: type[InputError]) -> None:
     """浮点张量全部有限，码本与网络还不能大得不可能；NaN 会让 `argmin` 悄悄返回 0，每个物品都成了 (0, 0, 0)。"""
     for name, tensor in tensors.items():
+        if tensor.dtype == torch.bool and bool((tensor.detach().view(torch.uint8) > 1).any()):
+            raise error(f"{where} has a byte in {name} that is neither 0 nor 1")  # 读进来就成了 1，指纹对不上写下的
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         low, high = (float(v) for v in torch.aminmax(tensor.detach()))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Set, Tuple
 
 from ..errors import InputError
-from .checkpoint import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, is_our_config
+from .checkpoint import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, is_our_card, is_our_config
 from .durable import is_temporary, one_writer, replacing, stamp_of, sync_folder
 
 __all__ = ["RunFolder", "check_demo_folder", "new_folder", "open_run_folder"]
@@ -122,6 +122,8 @@ class RunFolder:
             FileExistsError: 途中出现了别的文件；断点还在，移走它之后可以续训。
         """
         for name, before in self._seen.items():
+            if name == CARD_NAME and (self.path / name).exists() and not is_our_card(self.path / name):
+                continue  # 用户自己的说明：模型卡让给它
             if stamp_of(self.path / name) != before:
                 raise FileExistsError(
                     f"{str(self.path / name)!r} appeared or changed while training ran; it is left as it is: "

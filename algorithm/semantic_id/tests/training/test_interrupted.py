@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 
@@ -186,31 +187,58 @@ def test_two_trainings_into_one_folder_the_second_is_refused(tmp_path, reference
     assert contents(folder) == reference
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "README.md", "checkpoints/notes.txt", "config.json", "metrics.jsonl"])
-def test_what_appears_while_training_survives(tmp_path, reference, name):
-    """用户的文件在训练途中出现：说明与笔记留着，模型照写；撞名的不覆盖，移走之后续训得到同样的模型。"""
-    folder = tmp_path / "m"
+def trained_while(folder, appear):
+    """在子进程里训练；第二次写之前，别人的文件在目录里出现。返回是否训练成功。"""
 
     def work():
-        def write(n):
-            if n == 30 and not (folder / name).exists():
-                os.makedirs((folder / name).parent, exist_ok=True)
-                (folder / name).write_text("mine")
-
-        on_write(folder, write)
+        on_write(folder, lambda n: appear() if n == 2 else None)
         try:
             trained(folder)
         except FileExistsError:
             os._exit(17)
 
     status = in_child(work)
-    assert (folder / name).read_text() == "mine" or name == "metrics.jsonl"
-    if status == 17:
+    assert status in (0, 17)
+    return status == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "stops"),
+    [
+        ("notes.txt", False),
+        ("README.md", False),
+        ("checkpoints/notes.txt", False),
+        ("tensorboard/notes.txt", False),
+        ("config.json", True),
+        ("metrics.jsonl", True),
+    ],
+)
+def test_what_appears_while_training_survives(tmp_path, reference, name, stops):
+    """说明与笔记留着，模型照写；撞名的不覆盖，移走之后续训得到同样的模型。"""
+    folder = tmp_path / "m"
+
+    def appear():
+        os.makedirs((folder / name).parent, exist_ok=True)
+        (folder / name).write_text("mine")
+
+    assert trained_while(folder, appear) != stops
+    assert (folder / name).read_text() == "mine"
+    if stops:
         (folder / name).unlink()
         trained(folder, resume=True)
-    assert (
-        SemanticIDEncoder.from_pretrained(folder).fingerprint() == json.loads(reference["config.json"])["fingerprint"]
-    )
+    assert (folder / "model.safetensors").read_bytes() == reference["model.safetensors"]
+
+
+def test_another_finished_model_that_appears_while_training_survives(tmp_path, reference):
+    other, folder = tmp_path / "other", tmp_path / "m"
+    trained(other, x=data(seed=9))
+    folder.mkdir()
+    assert not trained_while(folder, lambda: [shutil.copy(other / name, folder) for name in FILES])
+    assert contents(folder) == contents(other)
+    for name in FILES:
+        (folder / name).unlink()
+    trained(folder, resume=True)
+    assert contents(folder) == reference
 
 
 def test_any_flipped_bit_or_cut_of_a_checkpoint_is_noticed(tmp_path):
