@@ -225,9 +225,13 @@ def same_rows(rows: int, source: VectorSource, path: Path) -> None:
 
 def _schema(path: Path) -> Any:
     try:
-        return pq.read_schema(path)
+        schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path} has column {twice[0]!r} more than once; give each column its own name")
+    return schema
 
 
 def read_table(path: Path, columns: List[str] | None = None) -> pa.Table:

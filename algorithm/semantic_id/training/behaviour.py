@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from ..errors import InputError, InputTypeError
 from ..files.progress import Progress
-from ..files.source import VectorSource
+from ..files.source import VectorSource, one_line
 
 __all__ = ["ItemPairs", "align_", "fit_decoder_", "read_pairs"]
 
@@ -73,7 +73,7 @@ def read_pairs(pairs: Any, source: VectorSource, seed: int) -> ItemPairs:
     id_type = next(iter(source.id_blocks(1))).type
     try:
         left, right = left.cast(id_type), right.cast(id_type)
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise InputTypeError(
             f"pairs hold {left.type} and {right.type}, but the item ids of {source.description} are {id_type}; "
             f"give pairs of item ids of that type"
@@ -195,15 +195,14 @@ def _columns(pairs: Any) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         path = Path(pairs)
         if not path.exists():
             raise FileNotFoundError(f"pairs path {str(path)!r} does not exist; give a .npy or a .parquet file")
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-            if table.num_columns != 2:
-                raise InputError(f"pairs file {str(path)!r} has columns {table.column_names}; exactly two are needed")
-            pairs = table
-        elif path.suffix == ".npy":
-            pairs = np.load(path, allow_pickle=False)
-        else:
+        if path.suffix not in (".npy", ".parquet"):
             raise InputError(f"pairs file {str(path)!r} has unknown extension {path.suffix!r}; use .npy or .parquet")
+        try:
+            pairs = np.load(path, allow_pickle=False) if path.suffix == ".npy" else pq.read_table(path)
+        except (pa.ArrowException, OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} is not readable: {one_line(error)}; write or copy it again") from None
+        if isinstance(pairs, pa.Table) and pairs.num_columns != 2:
+            raise InputError(f"pairs file {str(path)!r} has columns {pairs.column_names}; exactly two are needed")
     if not isinstance(pairs, pa.Table):
         array = np.asarray(pairs)
         if array.ndim != 2 or array.shape[1] != 2:
