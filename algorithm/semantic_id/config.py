@@ -16,6 +16,7 @@ __all__ = ["EFFORTS", "MAX_BEAM_SIZE", "SemanticIDConfig", "TrainerConfig"]
 
 _DEFAULT_NUM_CODEBOOKS = 3
 EFFORTS = ("fast", "default", "max")  # 各档做什么见 training/plan.py
+MAX_CODEBOOK_SIZE = 2**31 - 1  # 编号落盘时是 int32
 MAX_BEAM_SIZE = 1024  # 一行的候选路径全在内存里；更宽只会更慢，误差早已不降
 
 
@@ -68,7 +69,7 @@ class SemanticIDConfig:
         sizes = self.codebook_sizes
         if isinstance(sizes, (str, bytes)) or not hasattr(sizes, "__iter__"):
             raise TypeError(f"codebook_sizes must be a sequence of ints, got {sizes!r}; try (1024, 4096, 16384)")
-        sizes = tuple(check_int(f"codebook_sizes[{i}]", k, 1) for i, k in enumerate(sizes))
+        sizes = tuple(check_int(f"codebook_sizes[{i}]", k, 1, MAX_CODEBOOK_SIZE) for i, k in enumerate(sizes))
         if not sizes:
             raise ValueError("codebook_sizes is empty; at least one level is needed, e.g. (1024, 4096, 16384)")
         levels = check_int("num_codebooks", self.num_codebooks, 1)

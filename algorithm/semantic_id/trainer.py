@@ -110,7 +110,7 @@ def train_codebook(
     """
     if not isinstance(encoder, SemanticIDEncoder):
         raise InputTypeError(f"encoder must be a SemanticIDEncoder, got {type(encoder).__name__}")
-    check_int("num_epochs", num_epochs, 0)
+    check_int("num_epochs", num_epochs, 0, 2**31 - 1)
     if config is not None and not isinstance(config, TrainerConfig):
         raise InputTypeError(f"config must be a TrainerConfig, got {type(config).__name__}")
     config = config or TrainerConfig()

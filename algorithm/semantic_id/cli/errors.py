@@ -37,7 +37,7 @@ def _of_the_user(error: BaseException) -> str | None:
         return f"{error.strerror}{where}"
     if isinstance(error, ImportError) and "pip install" in str(error):  # 缺一个可选的包
         return str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # 后者是 torch 的，这里不导入它
+    if _is_out_of_memory(error):
         return f"out of memory ({str(error) or 'no detail'}); use fewer rows at a time or a larger machine"
     if isinstance(error, (UserError, OSError, ValueError, TypeError)):
         return str(error)
@@ -48,3 +48,9 @@ def _fail(message: str, code: int) -> int:
     """在 stderr 上写恰好一行。"""
     print("error:", printable(" ".join(message.split())), file=sys.stderr)
     return code
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch 的两种内存不足没有共同的类，CPU 上的只认得出文字；这里不导入 torch。"""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # 光能建张量不够：meta 上的没有值
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise InputError(f"--device {name!r} cannot be used here: {reason}; use cpu, cuda or auto") from None

@@ -105,6 +105,8 @@ class FileTarget:
         self.path = path
         if path.is_dir():
             raise FileExistsError(f"output {str(path)!r} is a folder; give a file name")
+        if path.exists() and not path.is_file():  # 有写权限的用户会把 /dev/null 换成一个普通文件
+            raise FileExistsError(f"output {str(path)!r} is a device or a pipe; give a file name")
         self._before = stamp_of(path)
         if self._before and not overwrite:
             raise FileExistsError(f"output {str(path)!r} exists; pass --overwrite to replace it or choose another")

@@ -22,6 +22,7 @@ import torch
 from ..errors import InputError
 from ..files.progress import OnProgress
 from ..files.source import VectorSource, pick_rows
+from ..limits import check_int
 from ..metrics.neighbours import sample_rows
 from ..search import nearest as search
 from .kmeans import kmeans
@@ -89,6 +90,7 @@ def advise_sizes(
         raise InputError(f"num_levels={num_levels} is out of range; use 1..8")
     if source.num_rows < _MIN_ITEMS:
         raise InputError(f"features {source.description} has {source.num_rows} rows; at least {_MIN_ITEMS} are needed")
+    check_int("seed", seed, 0, 2**62)  # 每层各加一，不会越过 int64
     train, held = _sample(source, seed)
     mean = train.mean(dim=0)
     train, held = train - mean, held - mean

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Dict
 import typer
 
 from ..options import BlockRows, Device, Model, Output, Overwrite, Session
+from ..outputs import check_apart
 from ..page import Page
 
 __all__ = ["run", "show"]
@@ -27,6 +28,7 @@ def run(
     from ...files.progress import Progress
     from ..loading import load_model
 
+    check_apart(output, model, codes)
     encoder = load_model(model, device)
     with Progress(session.progress) as bar, bar.task("decode", 100) as report:
         return decode_codes_file(

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 from ...errors import InputError
 from ..options import BlockRows, Device, Features, IdColumn, Model, Output, Overwrite, Resume, Session, VectorColumn
+from ..outputs import check_apart
 from ..page import Page
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def run(
     from ...files.vectors import open_vectors
     from ..loading import load_model
 
+    check_apart(output, model, features)
     # 在集群上 --device 说的是各节点；发起的这台机器可能没有显卡，ID 与设备无关
     encoder = load_model(model, device if engine == "local" else "auto")
     columns = {"id_column": id_column, "vector_column": vector_column}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Dict
 import typer
 
 from ..options import CatalogFolder, Overwrite, Session
+from ..outputs import check_apart
 from ..page import Page
 
 __all__ = ["run", "show"]
@@ -23,6 +24,7 @@ def run(
     from ...catalog import Catalog
     from ...catalog.exchange.index_json import export_index_json
 
+    check_apart(index_json, catalog)
     return export_index_json(Catalog.open(catalog), index_json, overwrite=overwrite)
 
 

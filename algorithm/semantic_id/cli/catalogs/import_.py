@@ -10,6 +10,7 @@ import typer
 
 from ...errors import InputError
 from ..options import Output, Session, Sizes
+from ..outputs import check_apart
 from ..page import Page
 
 __all__ = ["run", "show"]
@@ -27,6 +28,7 @@ def run(
         InputError: 给 faiss 索引指定了码本大小，或文件读不懂。
         FileExistsError: 输出已存在。
     """
+    check_apart(output, source)
     if source.suffix == ".json":
         from ...catalog.exchange.index_json import import_index_json
         from ..loading import parse_sizes

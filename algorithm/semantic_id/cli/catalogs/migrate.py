@@ -7,6 +7,7 @@ from typing import Any, Dict
 
 from ...errors import InputError
 from ..options import BlockRows, CatalogFolder, Device, Features, IdColumn, Model, Output, Session, VectorColumn
+from ..outputs import check_apart
 from ..page import Page
 
 __all__ = ["run", "show"]
@@ -46,6 +47,7 @@ def run(
     from ...files.vectors import open_vectors
     from ..loading import load_model
 
+    check_apart(output, catalog, model, features)
     before = Catalog.open(catalog)
     encoder = load_model(model, device)
     if tuple(encoder.codebook_sizes) != before.codebook_sizes:

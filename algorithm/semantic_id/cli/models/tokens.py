@@ -9,6 +9,7 @@ import typer
 
 from ...errors import InputError
 from ..options import Model, Output, Session
+from ..outputs import check_apart
 from ..page import Page
 
 __all__ = ["run", "show"]
@@ -32,6 +33,7 @@ def run(
 
     if suffix_size < 0:
         raise InputError(f"--suffix-size {suffix_size} is out of range; use 0 for no suffix")
+    check_apart(output, model, tokenizer)
     encoder = load_model(model, "cpu")
     num_levels = len(encoder.codebook_sizes)
     return write_tokenizer(

@@ -12,6 +12,7 @@ import typer
 
 from ...errors import InputError, InputTypeError
 from ..options import Device, Features, IdColumn, Output, Overwrite, Resume, Session, Sizes, VectorColumn
+from ..outputs import check_apart
 from ..page import Page
 
 __all__ = ["run", "show", "show_levels"]
@@ -60,6 +61,7 @@ def run(
     }  # fmt: skip
     settings = {**_read_config(config), **{name: value for name, value in flags.items() if value is not None}}
     num_epochs = settings.pop("num_epochs", DEFAULT_EPOCHS)
+    check_apart(output, features, pairs, config)
     source = open_vectors(features, id_column=id_column, vector_column=vector_column)
     of_model = {field.name for field in fields(SemanticIDConfig)}
     # beam_size 两边都有：明确给出的束宽，训练配方不得再改

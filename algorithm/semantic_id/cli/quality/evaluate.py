@@ -10,6 +10,7 @@ import typer
 from ...errors import InputError
 from ..models.train import show_levels
 from ..options import BlockRows, Device, IdColumn, Overwrite, Session, Sizes, VectorColumn
+from ..outputs import check_apart
 from ..page import Page
 
 __all__ = ["run", "show"]
@@ -49,8 +50,11 @@ def run(
         raise InputError("evaluate needs MODEL and FEATURES, or --codes FILE and FEATURES")
     if codes is not None and second is not None:
         raise InputError("evaluate takes FEATURES only when --codes is given; leave MODEL out")
+    features = first if second is None else second
+    # 放在模型目录里是说好的：训练目录的 evaluation/
+    check_apart(output, features, codes, items, interactions, catalog, unseen)
     request = Request(
-        first if second is None else second,
+        features,
         load_model=None if codes is not None else lambda: load_model(first, device),
         codes=codes,
         codebook_sizes=None if codebook_sizes is None else parse_sizes(codebook_sizes),
