@@ -1,42 +1,45 @@
 """行为日志的读者：三种形状，一个门；切在哪里由调用者说，切掉的一个字节也不影响结果。
 
     一行一次行为    user_id、item_id、timestamp，行序不限
-    一行一个用户    train_items 列表，由旧到新；valid_item、test_item 从不读进来
+    一行一个用户    train_items 列表，由旧到新；valid_item、test_item 只有评估读
     物品对          两列编号，可以再有一列 weight；也可以是 (P, 2) 的数组或 `.npy`
 
-先切（until、leave_last），再去掉物品表里没有的，最后每人取最近的 `MAX_PER_USER` 次。时间相同的以编号小的在前。
+学（`read_log`）：先切（until、leave_last），再去掉物品表里没有的，最后每人取最近的 `MAX_PER_USER` 次。时间相同的以编号
+小的在前。考（`read_held_out`）：每人倒数第二步（valid）或最后一步（test）的一对物品。
 """
 
 from __future__ import annotations
 
-from datetime import datetime
-from pathlib import Path
-from typing import Any, List, NamedTuple, Tuple
+from typing import Any, NamedTuple, Tuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ..files.source import one_line
 from ..limits import check_int
 from .log import Log, log_of_pairs, log_of_steps, name_keys
+from .tables import Cut, column_of, flatten_lists, open_table, places_of, sort_rows, weights_of
 
-__all__ = ["MAX_PER_USER", "Cut", "read_log"]
+__all__ = ["MAX_PER_USER", "PAIRS_OF", "Cut", "HeldOut", "read_held_out", "read_log"]
 
 MAX_PER_USER = 1000  # 再多的多半是机器人或转售；近的更能说明问题
+PAIRS_OF = ("valid", "test")
 
 
-class Cut(NamedTuple):
-    """用日志的哪一部分；都是 None 就是默认：一行一次行为的用全部，一行一个用户的用 train_items。
+class HeldOut(NamedTuple):
+    """考题：每人一对，左边是最近已知的，右边是下一个。
 
     Attributes:
-        until: 只用 timestamp ≤ 它的行；与那一列同类：数、datetime，或 ISO 8601 的字符串。
-        leave_last: 每人最后几次不用。
+        pairs: (P, 2) int64 行号，两个不同的物品；按行号排好。
+        population: 英文短语：这些对是哪些，写进结果。
+        num_users: 用户数，含没有考题的。
+        num_unknown: 考题里物品表没有的编号出现的次数；牵涉到的对不算。
     """
 
-    until: Any = None
-    leave_last: int | None = None
+    pairs: np.ndarray
+    population: str
+    num_users: int
+    num_unknown: int
 
 
 def read_log(
@@ -65,17 +68,17 @@ def read_log(
         ValueError: 列不齐、有空值、时间读不懂、日志是空的、切过之后什么也不剩，或没有一个认识的物品。
     """
     check_int("max_per_user", max_per_user, 1)
-    table, name = _open(source)
+    table, name = open_table(source)
     cut = cut or Cut()
     columns = set(table.column_names)
     if table.num_rows == 0:
         raise ValueError(f"{name} is empty; at least one interaction is needed")
     if "train_items" in columns:
         _refuse(cut, name, "train_items is already the part before valid_item and test_item")
-        owners, ids = _lists(table, name)
+        owners, ids = flatten_lists(table, "train_items", name)
         log = _steps(owners, ids, item_ids, name, max_per_user)._replace(cut="train_items of every user")
     elif {"user_id", id_column} <= columns:
-        owners, ids, phrase = _rows(table, name, id_column, cut)
+        owners, ids, phrase = sort_rows(table, name, id_column, cut)
         log = _steps(owners, ids, item_ids, name, max_per_user)._replace(cut=phrase)
     elif table.num_columns == 2 or (table.num_columns == 3 and "weight" in columns):
         _refuse(cut, name, "pairs have no time and no user")
@@ -93,180 +96,77 @@ def read_log(
     return log
 
 
-def _open(source: Any) -> Tuple[pa.Table, str]:
-    """各种输入 → 表与它在报错里的名字。"""
-    if isinstance(source, pa.Table):
-        return source, "interactions"
-    if not isinstance(source, (str, Path)):
-        return _table_of_array(np.asarray(source), "interactions"), "interactions"
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"interactions path {str(path)!r} does not exist; give a .parquet or a .npy file")
-    try:
-        if path.suffix == ".npy":
-            return _table_of_array(np.load(path, allow_pickle=False), path.name), path.name
-        if path.suffix == ".parquet":
-            return pq.ParquetFile(path, page_checksum_verification=True).read(), path.name
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path.name} is not readable: {one_line(error)}; write or copy it again") from None
-    raise ValueError(f"interactions file {path.name!r} has unknown extension {path.suffix!r}; use .parquet or .npy")
+def read_held_out(source: Any, item_ids: pa.Array, *, pairs_of: str = "valid", id_column: str = "item_id") -> HeldOut:
+    """每人一对考题。
 
+    Args:
+        source: 同 `read_log`；物品对没有先后，不能当考题。
+        item_ids: (N,) 物品表的编号。
+        pairs_of: "valid" 是倒数第三步到倒数第二步，"test" 是倒数第二步到最后一步；一行一个用户时是（train_items 的最后
+            一个，valid_item）与（valid_item, test_item）。挑做法只看 valid。
+        id_column: 一行一次行为时的物品编号列。
 
-def _table_of_array(array: np.ndarray, name: str) -> pa.Table:
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"{name} must have shape (P, 2), got {array.shape}; one row is one pair of item ids")
-    if array.dtype.kind not in "iuU":
-        raise TypeError(f"{name} must hold item ids (ints or strings), got {array.dtype}")
-    return pa.table({"left": pa.array(array[:, 0]), "right": pa.array(array[:, 1])})
-
-
-def _lists(table: pa.Table, name: str) -> Tuple[np.ndarray, pa.Array]:
-    """train_items → (各行为的主人 (E,)，编号 (E,))，都由旧到新。"""
-    column = table.column("train_items").combine_chunks()
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise TypeError(f"{name} column 'train_items' has type {column.type}; a list of item ids is needed")
-    _no_nulls(column, name, "train_items")
-    flat = pc.list_flatten(column)
-    _no_nulls(flat, name, "train_items")
-    return pc.list_parent_indices(column).to_numpy().astype(np.int64), flat
-
-
-def _rows(table: pa.Table, name: str, id_column: str, cut: Cut) -> Tuple[np.ndarray, pa.Array, str]:
-    """一行一次行为 → (主人, 编号, 英文短语)：切好，排成每人由旧到新。"""
-    if "timestamp" not in table.column_names:
+    Raises:
+        ValueError: pairs_of 不认识、列不齐、有空值，或没有一对两个不同的物品都在物品表里。
+    """
+    if pairs_of not in PAIRS_OF:
+        raise ValueError(f"pairs_of={pairs_of!r} is unknown; use {' or '.join(PAIRS_OF)}")
+    table, name = open_table(source)
+    columns = set(table.column_names)
+    if {"train_items", f"{pairs_of}_item"} <= columns:
+        first = "last of train_items" if pairs_of == "valid" else "valid_item"
+        population = f"pairs ({first}, {pairs_of}_item)"
+        left, right = _sides_of_lists(table, pairs_of, name)
+        num_users = table.num_rows
+    elif {"user_id", id_column} <= columns:
+        owners, ids, _ = sort_rows(table, name, id_column, Cut())
+        steps = "third last, second last" if pairs_of == "valid" else "second last, last"
+        population = f"pairs ({steps}) of every user"
+        left, right = _sides_of_rows(owners, ids, 1 if pairs_of == "test" else 2)
+        num_users = len(np.unique(owners))
+    else:
         raise ValueError(
-            f"{name} has user_id and {id_column} but no timestamp; add the time of each row, "
-            "or give one row a user with train_items in order"
+            f"{name} has no {pairs_of} pairs: give train_items and {pairs_of}_item (one row a user), or user_id, "
+            f"{id_column} and timestamp (one row an interaction); columns present: {', '.join(table.column_names)}"
         )
-    columns = [table.column(one).combine_chunks() for one in ("user_id", id_column, "timestamp")]
-    for column, one in zip(columns, ("user_id", id_column, "timestamp"), strict=True):
-        _no_nulls(column, name, one)
-    users, ids, times = columns
-    if not (_is_id(users.type)):
-        raise TypeError(f"{name} column 'user_id' has type {users.type}; user ids must be integers or strings")
-    owners = users.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    clock, until = _clock(times, cut.until, name)
-    keep = np.ones(len(owners), dtype=bool) if until is None else clock <= until
-    if not keep.any():
-        raise ValueError(f"{name} has no row with timestamp <= {cut.until}; choose a later --until")
-    ids, owners, clock = ids.filter(pa.array(keep)), owners[keep], clock[keep]
-    order = np.lexsort([_ranks(ids), clock, owners])  # 时间相同的，编号小的在前
-    owners, phrase = owners[order], "all rows" if until is None else f"rows with timestamp <= {cut.until}"
-    if cut.leave_last is not None:
-        count = check_int("leave_last", cut.leave_last, 1)
-        early = np.arange(len(owners)) < np.searchsorted(owners, owners, side="right") - count
-        owners, order = owners[early], order[early]
-        phrase += f" without the last {count} of every user"
-    return owners, ids.take(pa.array(order)), phrase
-
-
-def _ranks(ids: pa.Array) -> np.ndarray:
-    """(E,) int64 各编号按大小的名次；相同的同名次。"""
-    names = ids.dictionary_encode()
-    ranks = np.empty(len(names.dictionary), dtype=np.int64)
-    ranks[pc.sort_indices(names.dictionary).to_numpy()] = np.arange(len(ranks))
-    return ranks[names.indices.to_numpy(zero_copy_only=False)]
-
-
-def _clock(times: pa.Array, until: Any, name: str) -> Tuple[np.ndarray, Any]:
-    """时间列与 until → 可以比大小的数；读不懂的点名。"""
-    kind = times.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        times = _parsed(times, name)
-    elif pa.types.is_floating(kind):
-        bad = ~np.isfinite(times.to_numpy(zero_copy_only=False))
-        if bad.any():
-            raise ValueError(f"{name} row {int(bad.argmax())} has timestamp {times[int(bad.argmax())]}; give a number")
-    elif pa.types.is_date(kind):
-        times = times.cast(pa.timestamp("us"))
-    elif not (pa.types.is_integer(kind) or pa.types.is_timestamp(kind)):
-        raise TypeError(f"{name} column 'timestamp' has type {kind}; use numbers, timestamps, dates or ISO 8601 text")
-    bound = None
-    if until is not None:
-        try:
-            bound = pa.array([until if isinstance(until, datetime) else str(until)]).cast(times.type)
-        except (pa.ArrowException, TypeError, ValueError):
-            raise ValueError(
-                f"until={until!r} is no time of {name}, whose timestamps are {kind}; give one of that kind"
-            ) from None
-    if pa.types.is_timestamp(times.type):
-        times = times.cast(pa.int64())
-        bound = None if bound is None else bound.cast(pa.int64())
-    return times.to_numpy(zero_copy_only=False), None if bound is None else bound[0].as_py()
-
-
-def _parsed(times: pa.Array, name: str) -> pa.Array:
-    """ISO 8601 的字符串 → UTC 的微秒；第一个读不懂的点名。"""
-    found = _parse(times)
-    if found is None:
-        row = next((row for row in range(len(times)) if _parse(times.slice(row, 1)) is None), None)
-        if row is None:
-            raise ValueError(f"{name} mixes timestamps with and without a zone; write them all in one way")
+    both = np.stack([places_of(side, item_ids, name) for side in (left, right)], axis=1)
+    pairs = both[(both >= 0).all(axis=1) & (both[:, 0] != both[:, 1])]
+    num_unknown = int((both < 0).sum())
+    if len(pairs) == 0:
         raise ValueError(
-            f"{name} row {row} has timestamp {times[row].as_py()!r}; use ISO 8601, such as 2024-05-01T12:00:00Z"
+            f"{name}: {population} hold no two different items of the catalog ({num_unknown} of {both.size} ids are "
+            "unknown); give the log of the same catalog"
         )
-    return found
+    return HeldOut(pairs[np.lexsort([pairs[:, 1], pairs[:, 0]])], population, num_users, num_unknown)
 
 
-def _parse(times: pa.Array) -> pa.Array | None:
-    """都不带时区（当作 UTC）或都带时区的字符串；读不懂为 None。"""
-    zoned = pa.timestamp("us", tz="UTC")
-    for kind in (pa.timestamp("us"), zoned):
-        try:
-            return times.cast(kind).cast(zoned)
-        except pa.ArrowInvalid:
-            continue
-    return None
+def _sides_of_lists(table: pa.Table, pairs_of: str, name: str) -> Tuple[pa.Array, pa.Array]:
+    """train_items 为空的人没有 valid 的考题。"""
+    if pairs_of == "test":
+        return column_of(table, "valid_item", name), column_of(table, "test_item", name)
+    owners, flat = flatten_lists(table, "train_items", name)
+    ends = np.flatnonzero(np.diff(owners, append=-1))
+    return flat.take(pa.array(ends)), column_of(table, "valid_item", name).take(pa.array(owners[ends]))
+
+
+def _sides_of_rows(owners: np.ndarray, ids: pa.Array, back: int) -> Tuple[pa.Array, pa.Array]:
+    """每人倒数第 back 步：从倒数第 back + 1 个到倒数第 back 个。"""
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    right = np.append(starts[1:], len(owners)) - back
+    right = pa.array(right[right > starts])
+    return ids.take(pc.subtract(right, 1)), ids.take(right)
 
 
 def _pairs(table: pa.Table, name: str, item_ids: pa.Array) -> Log:
     """两列编号与可选的 weight。"""
     sides = [one for one in table.column_names if table.num_columns == 2 or one != "weight"]
-    rows: List[np.ndarray] = []
-    for side in sides:
-        column = table.column(side).combine_chunks()
-        _no_nulls(column, name, side)
-        rows.append(_places(column, item_ids, name))
-    weights = np.ones(table.num_rows)
-    if table.num_columns == 3:
-        column = table.column("weight").combine_chunks()
-        _no_nulls(column, name, "weight")
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise TypeError(f"{name} column 'weight' has type {column.type}; weights must be numbers")
-        weights = column.to_numpy(zero_copy_only=False).astype(np.float64)
-        bad = ~(np.isfinite(weights) & (weights > 0))
-        if bad.any():
-            row = int(bad.argmax())
-            raise ValueError(f"{name} row {row} has weight {weights[row]}; weights must be finite and > 0")
-    return log_of_pairs(np.stack(rows, axis=1), weights, name_keys(item_ids.to_pylist()), len(item_ids))
+    rows = np.stack([places_of(column_of(table, side, name), item_ids, name) for side in sides], axis=1)
+    return log_of_pairs(rows, weights_of(table, name), name_keys(item_ids.to_pylist()), len(item_ids))
 
 
 def _steps(owners: np.ndarray, ids: pa.Array, item_ids: pa.Array, name: str, cap: int) -> Log:
-    rows = _places(ids, item_ids, name)
+    rows = places_of(ids, item_ids, name)
     return log_of_steps(rows, owners, name_keys(item_ids.to_pylist()), cap, len(item_ids))
-
-
-def _places(ids: pa.Array, item_ids: pa.Array, name: str) -> np.ndarray:
-    """(n,) int64 各编号在物品表的哪一行，没有的是 −1；整数对字符串是填错了列，报错。"""
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.cast(ids.type.value_type)
-    if pa.types.is_integer(ids.type) != pa.types.is_integer(item_ids.type) or not _is_id(ids.type):
-        raise TypeError(f"{name} has item ids of type {ids.type}, but the catalog has {item_ids.type}; make them agree")
-    # 同类的两种宽度（int32 与 int64、string 与 large_string）是同一个编号
-    wide = pa.int64() if pa.types.is_integer(ids.type) else pa.large_string()
-    found = pc.index_in(ids.cast(wide), value_set=item_ids.cast(wide))
-    return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _is_id(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _no_nulls(column: pa.Array, name: str, which: str) -> None:
-    if column.null_count:
-        row = int(np.asarray(pc.is_null(column)).argmax())
-        raise ValueError(f"{name} column {which!r} has {column.null_count} nulls, the first in row {row}; drop them")
 
 
 def _refuse(cut: Cut, name: str, why: str) -> None:
