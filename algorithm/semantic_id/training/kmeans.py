@@ -46,7 +46,6 @@ class KMeansResult(NamedTuple):
     Attributes:
         centroids: (K, H) float32。
         indices: (N,) int64，每行最近的中心。
-        counts: (K,) int64，每簇行数。
         inertia: Σ‖x − c‖²，float64。
         history: 每次迭代之后的 inertia，长度即实际迭代数。
         num_surplus: 没有数据可分的多余中心数（不同的行少于 K 时），它们被放在随机两行之间。
@@ -54,7 +53,6 @@ class KMeansResult(NamedTuple):
 
     centroids: torch.Tensor
     indices: torch.Tensor
-    counts: torch.Tensor
     inertia: float
     history: list[float]
     num_surplus: int
@@ -98,8 +96,7 @@ def kmeans(
         sample = x[order[: _WARM_ROWS * k].to(x.device)]
         centroids = _lloyd(sample, centroids, iterations, tolerance, None)[0].centroids
     best, history = _lloyd(x, centroids, iterations, tolerance, progress)
-    counts = torch.bincount(best.indices, minlength=k)
-    return KMeansResult(best.centroids, best.indices, counts, best.inertia, history, max(0, k - num_distinct))
+    return KMeansResult(best.centroids, best.indices, best.inertia, history, max(0, k - num_distinct))
 
 
 def _lloyd(

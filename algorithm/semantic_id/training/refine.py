@@ -3,7 +3,7 @@
 逐层 k-means 里，L1 定下之后不再知道 L2、L3 会补上什么；这里交替做两件事，直到预定的轮数：
 
 1. 编码：用当前码本给每行重新选编号（贪心：前缀因此仍是「最近的大类」；
-   只有最后不加噪的两轮按读码时的束宽，见 `trainer.py`）；
+   只有最后不加噪的两轮按读码时的束宽，见 `plan.py`）；
 2. 更新：固定编号，轮流重算每一层的码字 = 该层命中行的「其余各层留下的误差」的加权和 / (权重之和 + λ)。
 
 撞在一起的行少算票：n 行得到同一个 ID 时，每行的权重是 n⁻ᵖ。码字若被一堆撞在一起的行拉到它们正中间，这些行就更
@@ -121,7 +121,7 @@ def votes(codes: Sequence[torch.Tensor], codebook_sizes: Sequence[int]) -> torch
 
 
 def _add_codewords_(error: torch.Tensor, book: torch.Tensor, indices: torch.Tensor, sign: float) -> None:
-    """Error (S, H) 就地加上（或减去）每行的码字；分块，不产生 (S, H) 的临时张量。"""
+    """在误差 (S, H) 上就地加上（或减去）每行的码字；分块，不产生 (S, H) 的临时张量。"""
     for start in range(0, len(error), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         error[block].add_(book[indices[block]], alpha=sign)
