@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from algorithm.interfaces import SemanticIDModel
 
+from ..errors import InputError, InputTypeError
 from ..files.durable import FileTarget, one_writer
 from ..files.progress import OnProgress
 from ..files.source import check_block_rows, one_line
@@ -58,7 +59,7 @@ def decode_codes_file(
     """
     path = Path(os.path.realpath(output))  # 若是符号链接，写的是它指向的文件
     if path.suffix != ".npy":
-        raise ValueError(f"output {str(output)!r} must end in .npy")
+        raise InputError(f"output {str(output)!r} must end in .npy")
     target = FileTarget(path, overwrite)
     check_block_rows(block_rows)
     total, blocks = _open_codes(Path(codes), model, block_rows)
@@ -121,13 +122,13 @@ def _open_codes(path: Path, model: SemanticIDModel, block_rows: int) -> Tuple[in
     if path.suffix == ".npy":
         file = NpyFile(path)
         if file.dtype.kind not in "iu":
-            raise TypeError(f"{path.name} must have an integer dtype, got {file.dtype}; give codes, not vectors")
+            raise InputTypeError(f"{path.name} must have an integer dtype, got {file.dtype}; give codes, not vectors")
         if file.shape[1] != levels:
-            raise ValueError(f"{path.name} has {file.shape[1]} columns, but the model has {levels} levels")
+            raise InputError(f"{path.name} has {file.shape[1]} columns, but the model has {levels} levels")
         return file.shape[0], (block for _, block in file.blocks(block_rows))
     if path.suffix == ".parquet":
         return _open_parquet(path, level_columns(levels), block_rows)
-    raise ValueError(
+    raise InputError(
         f"codes file {str(path)!r} has unknown extension {path.suffix!r}; use a catalog folder, .parquet or .npy"
     )
 
@@ -137,22 +138,22 @@ def _open_parquet(path: Path, columns: list[str], block_rows: int) -> Tuple[int,
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
+        raise InputError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
     names = file.schema_arrow.names
     missing = [name for name in columns if name not in names]
     extra = f"l{len(columns) + 1}"
     if missing or extra in names:
         what = f"no column {missing[0]!r}" if missing else f"an extra column {extra!r}"
-        raise ValueError(
+        raise InputError(
             f"{path.name} has {what}; the model has {len(columns)} levels and needs {', '.join(columns)}; "
             f"columns present: {', '.join(names)}"
         )
     for name in columns:
         kind = file.schema_arrow.field(name).type
         if not pa.types.is_integer(kind):
-            raise TypeError(f"{path.name} column {name!r} has type {kind}; codes must be integers")
+            raise InputTypeError(f"{path.name} column {name!r} has type {kind}; codes must be integers")
     if file.metadata.num_rows == 0:
-        raise ValueError(f"{path.name} is empty: 0 rows; at least one is needed")
+        raise InputError(f"{path.name} is empty: 0 rows; at least one is needed")
     return file.metadata.num_rows, _parquet_blocks(file, path, columns, block_rows)
 
 
@@ -164,13 +165,13 @@ def _parquet_blocks(file: pq.ParquetFile, path: Path, columns: list[str], block_
         try:
             batch = next(batches, None)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is damaged near row {row}: {one_line(error)}; copy it again") from None
+            raise InputError(f"{path} is damaged near row {row}: {one_line(error)}; copy it again") from None
         if batch is None:
             return
         for name in columns:
             nulls = batch.column(name).is_null().to_numpy(zero_copy_only=False)
             if nulls.any():
-                raise ValueError(
+                raise InputError(
                     f"{path.name} column {name!r} is null at row {row + int(nulls.argmax())}; fill or drop it"
                 )
         # uint64 里超过 2**63 的值会变负，随后被取值检查拦下

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..code_keys import Packing
+from ..errors import InputError, InputTypeError
 from ..limits import check_int
 from .format.manifest import (
     MANIFEST_NAME,
@@ -184,7 +185,7 @@ class Catalog:
         """
         ids = np.asarray(ids)
         if ids.ndim != 2 or ids.shape[1] != len(self.id_columns) or ids.dtype.kind not in "iu":
-            raise ValueError(
+            raise InputError(
                 f"ids must be integers of shape (Q, {len(self.id_columns)}) for {', '.join(self.id_columns)}, got "
                 f"{ids.dtype} {ids.shape}"
             )
@@ -204,10 +205,10 @@ class Catalog:
         """
         sizes = self.packing.sizes
         if len(prefix) > len(sizes):
-            raise ValueError(f"prefix {tuple(prefix)} has {len(prefix)} codes, but an ID has {len(sizes)}")
+            raise InputError(f"prefix {tuple(prefix)} has {len(prefix)} codes, but an ID has {len(sizes)}")
         for name, code, size in zip(self.id_columns, prefix, sizes, strict=False):
             if not 0 <= code < size:
-                raise ValueError(f"prefix {tuple(prefix)} has {name}={code}; codes must be in [0, {size})")
+                raise InputError(f"prefix {tuple(prefix)} has {name}={code}; codes must be in [0, {size})")
         if not self.num_items:
             return self._empty()
         start, stop = self._span(prefix)
@@ -238,7 +239,7 @@ class Catalog:
         """
         prefixes = np.asarray(prefixes)
         if prefixes.ndim != 2 or prefixes.shape[1] > len(self.id_columns) or prefixes.dtype.kind not in "iu":
-            raise ValueError(
+            raise InputError(
                 f"prefixes must be integers of shape (Q, 0..{len(self.id_columns)}) for {', '.join(self.id_columns)}, "
                 f"got {prefixes.dtype} {prefixes.shape}"
             )
@@ -270,7 +271,7 @@ class Catalog:
                 raise pa.ArrowInvalid(f"{array.type} given")
             return array.cast(self.id_type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError) as error:
-            raise TypeError(f"item ids must be of type {self.id_type}: {' '.join(str(error).split())}") from None
+            raise InputTypeError(f"item ids must be of type {self.id_type}: {' '.join(str(error).split())}") from None
 
     @contextmanager
     def _unreplaced(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ from . import catalogs, models, quality
 from .errors import report
 from .interrupts import Stopped, terminable
 from .language import name_panels, take_lang, translate
+from .notes import notes
 from .options import Json, Lang, Quiet, Session
 from .page import Page, json_line
 from .text import TEXTS
@@ -115,7 +116,8 @@ def _command(name: str, module: ModuleType) -> Callable[..., int]:
     def command(context: typer.Context, json_: bool, quiet: bool, lang: str, **arguments: Any) -> int:
         session = Session(context.obj, progress=not (json_ or quiet))
         try:
-            result = module.run(session, **arguments)
+            with notes(quiet):
+                result = module.run(session, **arguments)
             if json_:
                 print(json_line(result))
             elif not quiet:

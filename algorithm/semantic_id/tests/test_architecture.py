@@ -40,7 +40,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
         "base files catalog catalog.format catalog.index catalog.unique catalog.encoding",
         "numpy pyarrow torch",
     ),
-    "catalog.exchange": ("base files catalog catalog.format catalog.encoding model", "numpy pyarrow torch faiss"),
+    "catalog.exchange": ("base files catalog catalog.format catalog.encoding", "numpy pyarrow faiss"),
     # 只认整数数组，不认模型与物品表
     "decoding": ("base files", "numpy torch safetensors tokenizers transformers"),
     "training": ("base search files metrics model", "numpy torch pyarrow"),

@@ -19,6 +19,7 @@ import numpy as np
 
 from algorithm.interfaces import SemanticIDModel
 
+from ...errors import InputError
 from ...files.progress import OnProgress
 from ...files.source import VectorSource
 from ..encoding.shards import encode_block
@@ -83,7 +84,7 @@ def measure_drift(
     """
     check_model(catalog, model)
     if source.dim != model.embedding_dim:
-        raise ValueError(
+        raise InputError(
             f"features {source.description} has width {source.dim}, but the model was built with "
             f"embedding_dim={model.embedding_dim}; use the features of that model"
         )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from algorithm.interfaces import SemanticIDModel
 
+from ...errors import InputError
 from ...files.durable import one_writer
 from ...files.progress import OnProgress
 from ...files.source import VectorSource, one_line
@@ -78,7 +79,7 @@ def update_catalog(
     if reuse_after is not None:
         check_int("reuse_after", reuse_after, 1)
     if source is None and (retire is None or not len(retire)):
-        raise ValueError("nothing to do: give features to add, ids to retire, or both")
+        raise InputError("nothing to do: give features to add, ids to retire, or both")
     path = Path(os.path.realpath(folder))
     Catalog.open(path)  # 先确认它是物品表，再上锁
     with one_writer(path):
@@ -109,7 +110,7 @@ def check_model(catalog: Catalog, model: SemanticIDModel) -> None:
 def check_width(model: SemanticIDModel, source: VectorSource) -> None:
     """特征的维度须是模型的。"""
     if source.dim != model.embedding_dim:
-        raise ValueError(
+        raise InputError(
             f"features {source.description} has width {source.dim}, but the model was built with "
             f"embedding_dim={model.embedding_dim}; use the features of that model"
         )
@@ -217,11 +218,11 @@ class Update:
         ids = self._catalog.find(items)
         if bool((ids[:, 0] < 0).any()):
             lost = items[int((ids[:, 0] < 0).argmax())].as_py()
-            raise ValueError(f"--retire names item_id {lost!r}, which is not in the catalog; drop it from the list")
+            raise InputError(f"--retire names item_id {lost!r}, which is not in the catalog; drop it from the list")
         twice = _match(items, delta.items)
         if bool((twice >= 0).any()):
             both = items[int((twice >= 0).argmax())].as_py()
-            raise ValueError(f"item_id {both!r} is in the features and in --retire; drop it from one of them")
+            raise InputError(f"item_id {both!r} is in the features and in --retire; drop it from one of them")
         return id_rows(items, ids, self._levels)
 
 
@@ -238,7 +239,7 @@ def read_ids(path: Path, column: str) -> pa.Array:
         table = pq.read_table(path, columns=[column], page_checksum_verification=True)
         return table.column(column).combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} has no readable column {column!r}: {one_line(error)}; choose one with --id-column"
         ) from None
 

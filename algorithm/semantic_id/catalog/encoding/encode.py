@@ -19,6 +19,7 @@ import numpy as np
 from algorithm.interfaces import SemanticIDModel
 
 from ...code_keys import Packing
+from ...errors import InputError
 from ...files.progress import OnProgress
 from ...files.source import VectorSource
 from ...files.vectors import check_unique_ids
@@ -118,7 +119,7 @@ def encode_catalog(
     """
     target = Path(os.path.realpath(output))  # 若是符号链接，换的是它指向的目录，而不是链接本身
     if source.dim != model.embedding_dim:
-        raise ValueError(
+        raise InputError(
             f"features {source.description} has width {source.dim}, but the model was built with "
             f"embedding_dim={model.embedding_dim}; use features of that width or train a new model"
         )

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 from algorithm.interfaces import SemanticIDModel
 
+from ...errors import InputError
 from ..format.manifest import CatalogError
 from .encode import Engine
 
@@ -60,7 +61,7 @@ class RayEngine(Engine):
         except ImportError:
             raise ImportError("--engine ray needs Ray; install it with: pip install 'semid[ray]'") from None
         if num_actors is not None and num_actors < 1:
-            raise ValueError(f"num_actors={num_actors} is out of range; use an int >= 1 or None")
+            raise InputError(f"num_actors={num_actors} is out of range; use an int >= 1 or None")
         self._ray, self._load_model = ray, load_model
         self._address, self._num_actors, self._num_gpus, self._max_tries = address, num_actors, num_gpus, max_tries
         self._actors: List[Any] = []

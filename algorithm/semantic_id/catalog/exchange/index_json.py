@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Sequence, Set
 import numpy as np
 import pyarrow as pa
 
+from ...errors import InputError
 from ...files.durable import FileTarget, one_writer
 from ...token_text import MAX_LEVELS, TOKEN, token
 from ..encoding import seal
@@ -94,11 +95,11 @@ def export_index_json(catalog: Catalog, path: str | os.PathLike[str], *, overwri
     """
     target = FileTarget(Path(path), overwrite)
     if len(catalog.id_columns) > MAX_LEVELS:
-        raise ValueError(
+        raise InputError(
             f"an ID of {len(catalog.id_columns)} codes has no letter for each; .index.json allows {MAX_LEVELS}"
         )
     if pa.types.is_binary(catalog.id_type) or pa.types.is_fixed_size_binary(catalog.id_type):
-        raise ValueError("item ids are bytes, which JSON cannot hold; encode with string or integer ids")
+        raise InputError("item ids are bytes, which JSON cannot hold; encode with string or integer ids")
     with one_writer(target.path), target.writing() as file:
         file.write(b"{")
         comma = ""
@@ -118,18 +119,18 @@ def _parse(data: bytes, name: str) -> tuple[List[str], np.ndarray]:
     try:
         pairs = json.loads(data, object_pairs_hook=list)  # 字典会悄悄吞掉重复的键
     except RecursionError:
-        raise ValueError(f"{name} is not valid JSON: it is nested too deeply") from None
+        raise InputError(f"{name} is not valid JSON: it is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{name} is not valid JSON: {error}") from None
+        raise InputError(f"{name} is not valid JSON: {error}") from None
     if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, tuple) for pair in pairs):
-        raise ValueError(
+        raise InputError(
             f'{name} must hold a JSON object like {{"0": ["<a_1>", "<b_2>", "<c_3>"]}} with at least one item'
         )
     codes = [_codes_of(item, tokens, name) for item, tokens in pairs]
     items = [item for item, _ in pairs]
     odd = next((i for i, row in enumerate(codes) if len(row) != len(codes[0])), None)
     if odd is not None:
-        raise ValueError(f"{name} item {items[odd]!r} has {len(codes[odd])} levels, the first has {len(codes[0])}")
+        raise InputError(f"{name} item {items[odd]!r} has {len(codes[odd])} levels, the first has {len(codes[0])}")
     if len(set(items)) != len(items):
         seen: Set[str] = set()
         twice = next(item for item in items if item in seen or seen.add(item))  # type: ignore[func-returns-value]
@@ -140,14 +141,14 @@ def _parse(data: bytes, name: str) -> tuple[List[str], np.ndarray]:
 def _codes_of(item: str, tokens: Any, name: str) -> List[int]:
     """一个物品的词 → 编号；每层正好一种写法。"""
     if any("\ud800" <= letter <= "\udfff" for letter in item):
-        raise ValueError(f"{name} item {item!r} is no Unicode text: it holds half of a surrogate pair")
+        raise InputError(f"{name} item {item!r} is no Unicode text: it holds half of a surrogate pair")
     if not isinstance(tokens, list) or not tokens:
-        raise ValueError(f'{name} item {item!r} has {repr(tokens)[:200]}; write a list like ["<a_0>", "<b_0>"]')
+        raise InputError(f'{name} item {item!r} has {repr(tokens)[:200]}; write a list like ["<a_0>", "<b_0>"]')
     codes = []
     for level, text in enumerate(tokens):
         match = TOKEN.fullmatch(text) if isinstance(text, str) else None
         if match is None or ord(match[1]) - ord("a") != level or int(match[2]) >= 1 << 31:
-            raise ValueError(
+            raise InputError(
                 f"{name} item {item!r} has {repr(text)[:200]} for L{level + 1}; write {token(level % 26, 0)} and on: "
                 "N in [0, 2**31) in plain digits, no leading zero"
             )

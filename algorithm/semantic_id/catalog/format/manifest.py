@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set
 
+from ...errors import InputError
 from ...files.durable import is_temporary, write_atomically
 from ...files.sealed import seal, unseal
 from ...limits import check_int
@@ -58,7 +59,7 @@ _COUNTS = ("num_items", "generation", "next_part", "max_suffix")
 _KNOWN_NEEDS: Set[str] = set()
 
 
-class CatalogError(ValueError):
+class CatalogError(InputError):
     """不是物品表、没写完、被改过、被换掉了，或与要求不符。"""
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
+from ...errors import InputError
 from ...files.durable import one_writer, stamp_of, sync_folder, write_atomically
 from ...files.sealed import parse_json
 from .manifest import MANIFEST_NAME, STAGING_NAME, find_stranger, names_of
@@ -134,7 +135,7 @@ def _prepare_staging(folder: Path, plan: Dict[str, Any], resume: bool) -> None:
         before = parse_json(where.read_bytes(), str(where))
         for key, value in plan.items():
             if before.get(key) != value:
-                raise ValueError(
+                raise InputError(
                     f"--resume: the interrupted run had {key}={before.get(key)!r}, this one has {value!r}; use "
                     "the same model, features and options, or start over without --resume"
                 )

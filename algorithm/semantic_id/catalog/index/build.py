@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...code_keys import Packing
+from ...errors import InputError
 from ...files.durable import replacing
 from ..format.external_sort import DEFAULT_ROWS_IN_MEMORY, key_table, keys_of, sort_rows
 from ..format.id_keys import ids_to_bytes, ids_to_integers
@@ -221,12 +222,12 @@ def _by_item(
 def _check_distinct(store: ItemStore, keys: np.ndarray, positions: np.ndarray, same: np.ndarray) -> None:
     """同一个键：整数就是同一个编号，字符串还要看是不是只有散列相同。"""
     if store.items is not None:
-        raise ValueError(_twice(int(keys[same[0]])))
+        raise InputError(_twice(int(keys[same[0]])))
     for key in np.unique(keys[same]):
         seen = set()
         for value in store.take(positions[keys == key]).to_pylist():
             if value in seen:
-                raise ValueError(_twice(value))
+                raise InputError(_twice(value))
             seen.add(value)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 import numpy as np
 
 from ...code_keys import Packing, comparable
+from ...errors import InputError, InputTypeError
 from ..format.external_sort import group_starts
 from ..format.manifest import UNIQUE_POLICIES, CatalogError
 from .matching import Candidates, place
@@ -79,11 +80,11 @@ def check_policy(unique: Any, prefix_price: Any) -> None:
         TypeError: 价格不是数。
     """
     if unique not in UNIQUE_POLICIES:
-        raise ValueError(f"unique={unique!r} is not supported; use one of {', '.join(UNIQUE_POLICIES)}")
+        raise InputError(f"unique={unique!r} is not supported; use one of {', '.join(UNIQUE_POLICIES)}")
     if isinstance(prefix_price, bool) or not isinstance(prefix_price, (int, float)):
-        raise TypeError(f"prefix_price must be a number, got {type(prefix_price).__name__} ({prefix_price!r})")
+        raise InputTypeError(f"prefix_price must be a number, got {type(prefix_price).__name__} ({prefix_price!r})")
     if not prefix_price >= 0:
-        raise ValueError(f"prefix_price={prefix_price!r} is out of range; use a number >= 0, or inf to move L3 only")
+        raise InputError(f"prefix_price={prefix_price!r} is out of range; use a number >= 0, or inf to move L3 only")
 
 
 def suffixes_of_sorted(keys: np.ndarray) -> np.ndarray:

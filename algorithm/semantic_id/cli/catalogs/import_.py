@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Dict
+from typing import TYPE_CHECKING, Annotated, Any, Dict
 
 import typer
 
@@ -12,6 +12,10 @@ from ...errors import InputError
 from ..options import Output, Session, Sizes
 from ..outputs import check_apart
 from ..page import Page
+
+if TYPE_CHECKING:
+    from ...catalog.exchange.faiss_model import FaissQuantizer
+    from ...encoder import SemanticIDEncoder
 
 __all__ = ["run", "show"]
 
@@ -38,11 +42,11 @@ def run(
     if codebook_sizes is not None:
         raise InputError("--codebook-sizes is only for .index.json; a faiss index knows its sizes")
     from ...catalog.exchange.faiss_model import read_faiss
+    from ...files.run_folder import new_folder
 
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"output {str(output)!r} exists; choose another folder")
-    model = read_faiss(source)
-    model.save_pretrained(output)
+    model = _model_of(read_faiss(source))
+    with new_folder(output, ("config.json", "model.safetensors", "README.md")) as folder:
+        model.save_pretrained(folder)
     return {
         "kind": "model",
         "output": os.fspath(output),
@@ -58,3 +62,23 @@ def show(result: Dict[str, Any], page: Page) -> None:
         page.say("word.written", n=result["num_items"], out=result["output"])
     else:
         page.say("import.written", sizes="/".join(map(str, result["codebook_sizes"])), out=result["output"])
+
+
+def _model_of(found: FaissQuantizer) -> SemanticIDEncoder:
+    """码本原样放进没有特征网络的模型；没训练过，所以没有训练均值，也就没有 `relative_mse`。"""
+    import torch
+
+    from ...config import MAX_BEAM_SIZE, SemanticIDConfig
+    from ...encoder import SemanticIDEncoder
+
+    beam = min(found.beam_size, MAX_BEAM_SIZE)
+    config = SemanticIDConfig(embedding_dim=found.embedding_dim, codebook_sizes=found.codebook_sizes, beam_size=beam)
+    model = SemanticIDEncoder(config)
+    with torch.no_grad():
+        for level, codebook in zip(model.rq_vae.quantizers, found.codebooks, strict=True):
+            book = torch.from_numpy(codebook)
+            level.embedding.weight.copy_(book)
+            level.ema_w.copy_(book)  # 计数为一、和等于码字：接着训练时两者一致
+            level.ema_cluster_size.fill_(1.0)
+        model.rq_vae.initialized.fill_(True)
+    return model.eval()
