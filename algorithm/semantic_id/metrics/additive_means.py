@@ -14,6 +14,7 @@ from typing import Callable, List, Sequence, Tuple
 import numpy as np
 
 from ..files.source import VectorSource
+from .prefix_means import add_by_group_
 
 __all__ = ["MAX_TABLE_BYTES", "additive_errors"]
 
@@ -45,12 +46,7 @@ def additive_errors(
     Raises:
         ValueError: 向量表超过 `MAX_TABLE_BYTES`。
     """
-    need = sum(sizes) * source.dim * 8
-    if need > MAX_TABLE_BYTES:
-        raise ValueError(
-            f"codebook_sizes={tuple(sizes)} need a table of {need} bytes, more than {MAX_TABLE_BYTES}; renumber the "
-            "codes of each level from 0"
-        )
+    _check_table(sizes, source.dim)
     tables: List[np.ndarray] = []  # L × (K_l, D)
     sums: List[float] = []
     errors = np.empty(len(codes), dtype=np.float32)
@@ -66,9 +62,7 @@ def additive_errors(
             squares = np.square(left).sum(axis=1)
             total += float(squares.sum())
             if fitting:
-                order = np.argsort(codes[rows, level], kind="stable")
-                ids, starts = np.unique(codes[rows, level][order], return_index=True)
-                table[ids] += np.add.reduceat(left[order], starts, axis=0)
+                add_by_group_(table, codes[rows, level], left)
             else:
                 errors[rows] = squares
             if on_block is not None:
@@ -79,3 +73,13 @@ def additive_errors(
             counts = np.bincount(codes[:, level], minlength=sizes[level])
             tables.append(table / np.maximum(counts, 1)[:, None])
     return sums, errors
+
+
+def _check_table(sizes: Sequence[int], dim: int) -> None:
+    """向量表放得下。"""
+    need = sum(sizes) * dim * 8
+    if need > MAX_TABLE_BYTES:
+        raise ValueError(
+            f"codebook_sizes={tuple(sizes)} need a table of {need} bytes, more than {MAX_TABLE_BYTES}; renumber the "
+            "codes of each level from 0"
+        )

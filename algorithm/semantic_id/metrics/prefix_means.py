@@ -16,7 +16,7 @@ import numpy as np
 from ..files.source import VectorSource
 from .meaning import prefix_groups
 
-__all__ = ["PrefixError", "prefix_mean_errors"]
+__all__ = ["PrefixError", "add_by_group_", "prefix_mean_errors"]
 
 MAX_SUM_BYTES = 512 << 20
 
@@ -88,16 +88,21 @@ def _one_length(
         picked = np.flatnonzero(mine >= 0)
         x = block.vectors[picked] - mean  # (b, D) float64
         squares += float(np.square(x).sum())
-        order = np.argsort(mine[picked], kind="stable")
-        ids, starts = np.unique(mine[picked][order], return_index=True)
-        if len(ids):
-            sums[ids] += np.add.reduceat(x[order], starts, axis=0)
+        add_by_group_(sums, mine[picked], x)
         seen(len(block.vectors))
     within = squares - float((np.square(sums).sum(axis=1) / counts[kept]).sum())
     scale = 1.0
     if sampled is not None:
         scale = float(counts[counts > 1].sum() / counts[kept].sum())
     return PrefixError(max(within, 0.0) * scale, alone, sampled)
+
+
+def add_by_group_(sums: np.ndarray, groups: np.ndarray, x: np.ndarray) -> None:
+    """把每一行加到它那一组上：`sums` (G, D) 就地改，`groups` (b,) 是各行的组号，`x` (b, D)。"""
+    if len(x):
+        order = np.argsort(groups, kind="stable")
+        ids, starts = np.unique(groups[order], return_index=True)
+        sums[ids] += np.add.reduceat(x[order], starts, axis=0)
 
 
 def _choose_groups(groups: np.ndarray, dim: int, seed: int) -> Tuple[np.ndarray, int | None]:
