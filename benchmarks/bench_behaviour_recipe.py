@@ -24,7 +24,7 @@ import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -33,9 +33,10 @@ from bench_downstream import ROOT, default_folder, say
 from downstream import data as interactions
 from downstream import generator, scoring, small_generator, training
 from downstream.data import Interactions
-from downstream.fused import Recipe, hit_rate, residual_kmeans
+from downstream.fused import hit_rate, residual_kmeans, vectors_of
 from downstream.tokenizers import suffixed
 
+from algorithm.semantic_id.behaviour.recipe import Recipe
 from algorithm.semantic_id.metrics import codes as metrics
 from algorithm.semantic_id.metrics import meaning
 
@@ -51,8 +52,8 @@ class Case(NamedTuple):
     sizes: Tuple[int, ...]
 
 
-TEXT, SMOOTH, Z = Recipe(smoothing=0, blend=0), Recipe(blend=0), Recipe()
-TP, HOP2, HOP2P = Recipe(smoothing=0), Recipe(hops=2, blend=0), Recipe(hops=2)
+TEXT, SMOOTH, Z = Recipe(smoothing=0, blend=0), Recipe(window=20, blend=0), Recipe(window=20)
+TP, HOP2, HOP2P = Recipe(window=20, smoothing=0), Recipe(window=20, hops=2, blend=0), Recipe(window=20, hops=2)
 CUBE = (256, 256, 256)
 PROXY_CASES = [
     *(Case(n, r, CUBE) for n, r in (("text", TEXT), ("text+factors", TP), ("smooth", SMOOTH), ("2 hops", HOP2))),
@@ -63,33 +64,30 @@ PROXY_CASES = [
 SHAPE_CASES = [
     Case("smooth+factors", Z, sizes)
     for sizes in (
+        CUBE,
+        (2048, 128),
+        (2048, 256),
         (4096, 64),
         (4096, 256),
-        (4096, 512),
-        (3072, 256),
-        (2048, 256),
         (2048, 1024),
-        (2048, 256, 64),
-        (4096, 128, 64),
         (1024, 1024, 256),
-        (3072, 1024),
+        (4096, 128, 64),
     )
 ]
-BEST = (4096, 256)
 VECTOR_CASES = [
-    Case("smooth+factors", Z, BEST),
-    Case("window 5", Recipe(window=5), BEST),
-    Case("factors × 1", Recipe(blend=1.0), BEST),
-    Case("factors × .4", Recipe(blend=0.4), BEST),
-    Case("a = 4", Recipe(smoothing=4.0), BEST),
-    Case("2 hops+factors", HOP2P, BEST),
-    Case("64 factors", Recipe(num_factors=64), BEST),
-    Case("256 factors", Recipe(num_factors=256), BEST),
-    Case("window 1", Recipe(window=1), BEST),
-    Case("smooth", SMOOTH, BEST),
+    *(Case(n, r, CUBE) for n, r in (("text", TEXT), ("smooth", SMOOTH), ("2 hops+factors", HOP2P))),
+    Case("smooth+factors", Z, CUBE),
+    *(Case(f"window {window}", Recipe(window=window), CUBE) for window in (1, 3, 5, 10)),
+    *(Case(f"a = {weight:g}", Recipe(window=20, smoothing=weight), CUBE) for weight in (1.0, 3.0, 5.0)),
+    *(Case(f"b = {blend:g}", Recipe(window=20, blend=blend), CUBE) for blend in (0.4, 1.0, 1.4)),
+    *(Case(f"{count} factors", Recipe(window=20, num_factors=count), CUBE) for count in (32, 64, 256)),
+    *(Case(f"shrink {shrink:g}", Recipe(window=20, shrink=shrink), CUBE) for shrink in (0.0, 3.0, 30.0)),
 ]
 PARTS = {"proxies": PROXY_CASES, "shapes": SHAPE_CASES, "vectors": VECTOR_CASES}
+# 各部分要哪些数：向量只在同一形状里比，便宜的就够
+WANTED = {"proxies": ("hit", "small", "recall"), "shapes": ("hit", "small"), "vectors": ("hit",)}
 FIGURES = {
+    "recall": "Recall@10 验证",
     "small": "小生成模型",
     "hit": "重建近邻",
     "lift": "L1 提升度",
@@ -109,23 +107,24 @@ def second_set(folder: Path, data: Interactions) -> Interactions:
     return Interactions(data.features[keep], [row[:-1] for row in whole], last, last, digest)
 
 
-def measure(case: Case, data: Interactions, seed: int, full: bool) -> Dict[str, Any]:
-    """一格的代理；full 时再训练整个生成模型。"""
-    codes, rebuilt = residual_kmeans(case.recipe.vectors(data), case.sizes, seed)
+def measure(case: Case, data: Interactions, seed: int, wanted: Sequence[str]) -> Dict[str, Any]:
+    """一格里要的数。"""
+    codes, rebuilt = residual_kmeans(vectors_of(case.recipe, data), case.sizes, seed)
     unique, sizes = suffixed(codes, case.sizes)
-    last = np.array([history[-1] for history in data.histories])
-    row: Dict[str, Any] = {"hit": hit_rate(rebuilt, last, data.valid), "collisions": metrics.collision_rate(codes)}
+    row: Dict[str, Any] = {"collisions": metrics.collision_rate(codes)}
     row["lift"] = meaning.co_consumption(codes, data.train_pairs())[2][0]
-    table, some = torch.from_numpy(np.ascontiguousarray(unique, dtype=np.int64)), range(0, data.num_users, EVERY)
-    started = time.process_time()
-    small = small_generator.train(data.histories, table, sizes, seed)
-    found = small_generator.recommend(small, [data.histories[user] for user in some], table)
-    row["small"] = recall(found, data.valid[::EVERY])
-    row["small_cpu_s"] = time.process_time() - started
-    if full:
+    if "hit" in wanted:
+        row["hit"] = hit_rate(rebuilt, np.array([history[-1] for history in data.histories]), data.valid)
+    if "small" in wanted:
+        table, some = torch.from_numpy(np.ascontiguousarray(unique, dtype=np.int64)), range(0, data.num_users, EVERY)
         started = time.process_time()
-        size = generator.SIZES["tiny"]
-        model = training.train(data.histories, unique, sizes, size, seed)
+        small = small_generator.train(data.histories, table, sizes, seed)
+        found = small_generator.recommend(small, [data.histories[user] for user in some], table)
+        row["small"] = recall(found, data.valid[::EVERY])
+        row["small_cpu_s"] = time.process_time() - started
+    if "recall" in wanted:
+        started = time.process_time()
+        model = training.train(data.histories, unique, sizes, generator.SIZES["tiny"], seed)
         row["recall"] = recall(training.recommend(model, data.histories, unique, sizes), data.valid)
         row["recall_cpu_s"] = time.process_time() - started
     return row
@@ -135,35 +134,39 @@ def recall(found: np.ndarray, targets: np.ndarray) -> float:
     return float(scoring.gains(scoring.ranks_of(found, targets), 10, False).mean())
 
 
-def cell(case: Case, data: Interactions, seed: int, full: bool, cache: Path, fill: bool) -> Dict[str, Any] | None:
-    """缓存里的一格；缺的在 fill 时补上，否则为 None。"""
+def cell(
+    case: Case, data: Interactions, seed: int, wanted: Sequence[str], cache: Path, fill: bool
+) -> Dict[str, Any] | None:
+    """缓存里的一格；缺的数在 fill 时补上，否则为 None。"""
     key = {"data": data.digest, "recipe": asdict(case.recipe), "sizes": case.sizes, "seed": seed}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"{name}.json"
-    row = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if fill and (row is None or (full and "recall" not in row)):
-        row = measure(case, data, seed, full)
+    row: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lacking = [figure for figure in wanted if figure not in row]
+    if lacking and fill:
+        found = measure(case, data, seed, lacking)
+        say(f"{case.name} {case.sizes} seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
+        row = key | row | found
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(key | row), encoding="utf-8")
+        part.write_text(json.dumps(row), encoding="utf-8")
         part.rename(path)
-        say(f"{case.name} {case.sizes} seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items()))
-    return row
+        lacking = []
+    return None if lacking else row
 
 
-def table(cases: List[Case], rows: List[Dict[str, Any]], sort: str) -> Iterator[str]:
-    full = all("recall" in row for row in rows)
-    heads = ["向量", "码本", *(["Recall@10 验证"] if full else []), *FIGURES.values()]
-    yield "| " + " | ".join(heads) + " |"
-    yield "|---" * len(heads) + "|"
-    for place in np.argsort([-row[sort] for row in rows], kind="stable"):
-        row = rows[place]
-        cells = [f"{row[name]:.4f}" if name != "lift" else f"{row[name]:.1f}" for name in FIGURES]
-        cells = [*([f"{row['recall']:.4f}"] if full else []), *cells]
+def table(cases: List[Case], rows: List[Dict[str, Any]], wanted: Sequence[str]) -> Iterator[str]:
+    """一张表，按最后一个要的数从好到差；有整个生成模型的数时加一行等级相关。"""
+    figures = [name for name in FIGURES if name in wanted or name in ("lift", "collisions")]
+    yield "| " + " | ".join(["向量", "码本", *(FIGURES[name] for name in figures)]) + " |"
+    yield "|---" * (len(figures) + 2) + "|"
+    for place in np.argsort([-row[wanted[-1]] for row in rows], kind="stable"):
+        cells = [f"{rows[place][name]:.1f}" if name == "lift" else f"{rows[place][name]:.4f}" for name in figures]
         yield "| " + " | ".join([cases[place].name, " / ".join(map(str, cases[place].sizes)), *cells]) + " |"
-    if full:
-        rho = [scoring.rank_correlation([r[name] for r in rows], [r["recall"] for r in rows]) for name in FIGURES]
-        yield "| **Spearman** | | | " + " | ".join("–" if value is None else f"{value:+.2f}" for value in rho) + " |"
+    if "recall" in wanted:
+        truth = [row["recall"] for row in rows]
+        rho = [scoring.rank_correlation([row[name] for row in rows], truth) for name in figures]
+        yield "| **Spearman** | | " + " | ".join("–" if value is None else f"{value:+.2f}" for value in rho) + " |"
 
 
 def report(args: argparse.Namespace, sets: Dict[str, Interactions]) -> List[str]:
@@ -180,14 +183,10 @@ def report(args: argparse.Namespace, sets: Dict[str, Interactions]) -> List[str]
     for part in args.parts:
         for name, data in sets.items():
             cases = PARTS[part]
-            rows = [cell(case, data, args.seed, part == "proxies", args.cache, False) for case in cases]
-            known = [(c, r) for c, r in zip(cases, rows, strict=True) if r is not None]
-            if part == "proxies":
-                known = [(c, r) for c, r in known if "recall" in r]
+            rows = [cell(case, data, args.seed, WANTED[part], args.cache, False) for case in cases]
+            known = [(case, row) for case, row in zip(cases, rows, strict=True) if row is not None]
             if len(known) > 2:
-                lines += [f"## {part}，{name}", ""]
-                sort = "recall" if part == "proxies" else "small"
-                lines += [*table([c for c, _ in known], [r for _, r in known], sort), ""]
+                lines += [f"## {part}，{name}", "", *table(*map(list, zip(*known, strict=True)), WANTED[part]), ""]
     return lines
 
 
@@ -217,7 +216,7 @@ def main() -> None:
     for part in args.parts:
         for data in sets.values():
             for case in PARTS[part] if not args.report else ():
-                cell(case, data, args.seed, part == "proxies", args.cache, True)
+                cell(case, data, args.seed, WANTED[part], args.cache, True)
     name = f"behaviour_recipe_{args.hardware}_{datetime.date.today()}.md"
     output = args.output or ROOT / "benchmarks" / "results" / name
     output.write_text("\n".join(report(args, sets)).rstrip() + "\n", encoding="utf-8")

@@ -5,56 +5,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Sequence, Tuple
 
 import numpy as np
 import torch
 
-from algorithm.semantic_id.behaviour import factors, fuse, graph
+from algorithm.semantic_id.behaviour import factors, fuse
 from algorithm.semantic_id.behaviour.log import Log
+from algorithm.semantic_id.behaviour.recipe import Recipe, fuse_rows, learn_rows
 from algorithm.semantic_id.training.kmeans import kmeans
 from downstream.data import Interactions
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """一种向量。
-
-    Attributes:
-        smoothing: 平滑的权重 a；0 为不平滑。
-        hops: 平滑几遍。
-        blend: 因子的权重；0 为不接因子。
-        num_factors: 因子数。
-        window: 图的窗口。
-        shrink: 图的收缩。
-    """
-
-    smoothing: float = 2.0
-    hops: int = 1
-    blend: float = 0.7
-    num_factors: int = 128
-    window: int = 20
-    shrink: float = graph.SHRINK
-
-    def vectors(self, data: Interactions) -> np.ndarray:
-        """(N, H) float32。"""
-        content = fuse.Input.centred_on("content", data.features).apply(data.features)
-        log = Log.of_sequences(data.histories, data.num_items)
-        edges = graph.co_consumption(log, self.window)
-        transition = graph.to_transition(edges, log.counts, self.shrink)
-        smoothed = content
-        for _ in range(self.hops if self.smoothing else 0):
-            means = graph.neighbour_means(transition, smoothed)
-            smoothed = factors.unit_rows(fuse.smooth(content, means, self.smoothing))
-        if not self.blend:
-            return smoothed
-        both = {"content": smoothed, "factors": factors.factorise(factors.to_ppmi(edges), self.num_factors)}
-        inputs = (
-            fuse.Input.as_given("content", smoothed.shape[1]),
-            fuse.Input.as_given("factors", self.num_factors, self.blend),
-        )
-        return fuse.Fusion(inputs)(both)
+def vectors_of(recipe: Recipe, data: Interactions) -> np.ndarray:
+    """(N, H) float32：内容与训练部分的行为合成的向量。"""
+    content = fuse.Input.centred_on("content", data.features).apply(data.features)
+    log = Log.of_sequences(data.histories, data.num_items)
+    return fuse_rows(content, learn_rows(content, log, recipe, np.float32), recipe)
 
 
 def residual_kmeans(vectors: np.ndarray, sizes: Sequence[int], seed: int) -> Tuple[np.ndarray, np.ndarray]:

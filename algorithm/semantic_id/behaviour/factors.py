@@ -91,4 +91,4 @@ def factorise(matrix: csr_array, num_factors: int = FACTORS) -> np.ndarray:
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """(N, D) float32 → 每行单位长；零行仍是零，不变成 NaN。"""
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    return (vectors / np.where(lengths > 0, lengths, 1.0)[:, None]).astype(np.float32)
+    return (vectors / np.where(lengths > 0, lengths, 1.0).astype(np.float32)[:, None]).astype(np.float32, copy=False)

@@ -21,6 +21,8 @@ import bench_behaviour_recipe as bench  # noqa: E402
 from downstream import fused, small_generator  # noqa: E402
 from downstream.data import Interactions  # noqa: E402
 
+from algorithm.semantic_id.behaviour.recipe import Recipe  # noqa: E402
+
 
 def data_of(features: np.ndarray, histories: list[list[int]], valid: list[int]) -> Interactions:
     held = np.array(valid)
@@ -59,11 +61,11 @@ def test_recipe_without_behaviour_is_the_content_and_held_out_items_change_nothi
     rng = np.random.default_rng(0)
     features = rng.standard_normal((20, 6)).astype(np.float32)
     histories = [rng.integers(0, 20, 5).tolist() for _ in range(30)]
-    text = fused.Recipe(smoothing=0, blend=0).vectors(data_of(features, histories, [0] * 30))
+    text = fused.vectors_of(Recipe(smoothing=0, blend=0), data_of(features, histories, [0] * 30))
     centred = features - features.mean(axis=0)
     np.testing.assert_allclose(text, centred / np.linalg.norm(centred, axis=1, keepdims=True), atol=1e-6)
-    recipe = fused.Recipe(num_factors=4)
-    first, second = (recipe.vectors(data_of(features, histories, [held] * 30)) for held in (0, 7))
+    recipe = Recipe(num_factors=4)
+    first, second = (fused.vectors_of(recipe, data_of(features, histories, [held] * 30)) for held in (0, 7))
     assert first.tobytes() == second.tobytes()
     assert first.shape == (20, 10)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from algorithm.semantic_id.behaviour import factors, fuse, graph
+from algorithm.semantic_id.behaviour import factors, fuse, graph, recipe
 from algorithm.semantic_id.behaviour.log import Log
 from algorithm.semantic_id.behaviour.reader import read_log
 
@@ -156,3 +156,34 @@ def test_scipy_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "scipy.sparse", None)
     with pytest.raises(ImportError, match=r"semid\[behaviour\]"):
         graph.co_consumption(Log.of_sequences([[0, 1]], 2))
+
+
+def test_rows_by_hand_and_what_is_fused_of_them() -> None:
+    # 0 与 1 相邻，1 与 2 相邻；2 与 3 没有行为上的来往时 3 是零行
+    content = np.array([[1, 0], [0, 1], [1, 0], [0, -1]], dtype=np.float32)
+    log = Log.of_sequences([[0, 1, 2]], 4)
+    chosen = recipe.Recipe(window=1, smoothing=1.0, blend=0.0)
+    rows = recipe.learn_rows(content, log, chosen)
+    assert (rows.dtype, rows.tolist()) == (np.float16, [[0, 1], [1, 0], [0, 1], [0, 0]])
+    half = math.sqrt(0.5)
+    np.testing.assert_allclose(
+        recipe.fuse_rows(content, rows, chosen), [[half, half], [half, half], [half, half], [0, -1]], rtol=1e-6
+    )
+    twice = recipe.learn_rows(content, log, recipe.Recipe(window=1, smoothing=1.0, blend=0.0, hops=2), np.float32)
+    np.testing.assert_allclose(twice[0], [half, half], rtol=1e-6)  # 邻居 1 平滑之后的方向
+
+
+def test_a_row_of_the_recipe_depends_on_that_row_alone() -> None:
+    rng = np.random.default_rng(2)
+    content, chosen = factors.unit_rows(rng.standard_normal((30, 5)).astype(np.float32)), recipe.Recipe(num_factors=4)
+    rows = recipe.learn_rows(content, Log.of_sequences(made(2), 30), chosen)
+    whole = recipe.fuse_rows(content, rows, chosen)
+    assert whole.shape == (30, 9)
+    for part in (slice(0, 1), slice(7, 20), slice(29, 30)):
+        np.testing.assert_array_equal(recipe.fuse_rows(content[part], rows[part], chosen), whole[part])
+
+
+@pytest.mark.parametrize(("name", "value"), [("window", 0), ("hops", 0), ("num_factors", 0), ("blend", -1.0)])
+def test_a_bad_recipe_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        recipe.Recipe(**{name: value})
