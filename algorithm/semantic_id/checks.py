@@ -11,9 +11,14 @@ from typing import Any, Sequence
 
 import torch
 
-from .limits import MAX_ABS_FEATURE, check_int
+from .limits import MAX_ABS_FEATURE, MAX_ABS_WEIGHT, check_int
 
-__all__ = ["check_codes", "check_features", "check_finite_rows", "check_level", "check_shape"]
+__all__ = ["MultiProcessTrainingError", "check_codebook", "check_codes", "check_features", "check_finite_rows"]
+__all__ += ["check_level", "check_one_process", "check_shape"]
+
+
+class MultiProcessTrainingError(RuntimeError):
+    """在不止一个进程的进程组里训练。"""
 
 
 def check_features(features: Any, width: int, name: str = "features") -> torch.Tensor:
@@ -72,6 +77,39 @@ def check_finite_rows(x: torch.Tensor, name: str, row_offset: int = 0) -> None:
     value = float(x[row, column])
     bound = f"absolute values must be <= {MAX_ABS_FEATURE:g}" if math.isfinite(value) else "values must be finite"
     raise ValueError(f"{name} row {row_offset + row} has {value} at column {column}; {bound}: clean or drop that row")
+
+
+def check_codebook(weight: torch.Tensor) -> None:
+    """检查码本 (K, H) 每个值都有限且不过大：坏码字不会报错，只会让编号悄悄变成 0。
+
+    Raises:
+        ValueError: 指出第一个坏码字。
+    """
+    low, high = torch.aminmax(weight.detach())
+    if bool(low >= -MAX_ABS_WEIGHT) and bool(high <= MAX_ABS_WEIGHT):
+        return
+    row, column = (~(weight.detach().abs() <= MAX_ABS_WEIGHT)).nonzero()[0].tolist()
+    raise ValueError(
+        f"codebook of {weight.shape[0]} has {float(weight[row, column])} in codeword {row} at column {column}; values "
+        f"must be finite and within ±{MAX_ABS_WEIGHT:g}: the training diverged or the weights were damaged; "
+        "load or train the model again"
+    )
+
+
+def check_one_process() -> None:
+    """训练的门：各进程各学各的码本，ID 就不同，而且谁也不会报错。
+
+    Raises:
+        MultiProcessTrainingError: torch.distributed 的进程组里不止一个进程。
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    count = torch.distributed.get_world_size()
+    if count > 1:
+        raise MultiProcessTrainingError(
+            f"training in a process group of {count} ranks is not supported: each rank would learn its own codebooks "
+            "and give items different IDs; train in one process (encoding may use many)"
+        )
 
 
 def check_level(level: Any, num_levels: int) -> int:

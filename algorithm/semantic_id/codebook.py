@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_features
+from .checks import check_codebook, check_features, check_one_process
 from .search.nearest import PreparedCodebook, nearest, prepare, untraced
 
 __all__ = ["DEAD_AFTER_EXPECTED_HITS", "REVIVE_STEP", "VectorQuantizer", "draw_by_weight"]
@@ -103,15 +103,27 @@ class VectorQuantizer(nn.Module):
         Returns:
             (B,) int64。
         """
-        return nearest(x, self.prepared())
+        return nearest(x, self.prepared(len(x)))
 
     @untraced
-    def prepared(self) -> PreparedCodebook:
-        """为搜索整理好的当前码本；权重没变就用上次的。"""
+    def prepared(self, rows: int) -> PreparedCodebook:
+        """为搜索整理好的当前码本；权重没变就用上次的。
+
+        Args:
+            rows: 接下来要找几行；多到值得时逐元素核对权重，见 `PreparedCodebook.is_current`。
+
+        Raises:
+            ValueError: 码本里有 NaN、Inf 或过大的值。
+        """
         weight = self.embedding.weight
-        if self._prepared is None or not self._prepared.is_current(weight):
+        if self._prepared is None or not self._prepared.is_current(weight, rows):
+            check_codebook(weight)
             self._prepared = prepare(weight)
         return self._prepared
+
+    def refresh_(self) -> None:
+        """忘掉为搜索整理的副本；经 `.data` 或 NumPy 改了一部分权重之后要叫它，见 `SemanticIDEncoder.refresh_`。"""
+        self._prepared = None
 
     def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """量化一批向量；训练模式下随后更新码本。
@@ -127,8 +139,11 @@ class VectorQuantizer(nn.Module):
         Raises:
             TypeError: x 不是实浮点张量。
             ValueError: 形状不对，或含 NaN/Inf。
+            MultiProcessTrainingError: 训练模式下，进程组里不止一个进程。
         """
         x = check_features(x, self.embedding_dim, "x")
+        if self.training:
+            check_one_process()
         indices = self.lookup(x)  # (B,)
         codewords = self.embedding(indices)  # (B, H)
         commitment_loss = F.mse_loss(x, codewords)
@@ -194,8 +209,8 @@ class VectorQuantizer(nn.Module):
         也不动用户的全局随机状态。
         """
         dead = self.dead_codes().nonzero()[:, 0]
-        limit = int(len(x) * _REVIVE_ROWS_RATE)
-        if len(dead) == 0 or limit == 0:
+        limit = max(1, int(len(x) * _REVIVE_ROWS_RATE))  # 再小的批也复活得了
+        if len(dead) == 0:
             return dead[:0]
         error = (x - self.embedding.weight[indices]).square().sum(1).double().cpu()  # (B,)
         generator = torch.Generator().manual_seed(int(self.rows_seen) * 64 + self.num_embeddings % 64)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Dict, Iterator, Sequence, Tuple, Type
+from typing import Any, Dict, Iterator, List, Sequence, Tuple, Type
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -221,7 +221,9 @@ class SemanticIDEncoder(
             TypeError: 不是整数张量。
             ValueError: 层数、形状不对，或编号越界（指出第一个）。
         """
-        levels = [ids for ids in (l1_ids, l2_ids, l3_ids, *more_ids) if ids is not None]
+        levels: List[Any] = [l1_ids, l2_ids, l3_ids, *more_ids]
+        while levels and levels[-1] is None:  # 末尾没有传的层；中间的 None 是漏传，交给门口去报
+            levels.pop()
         return self.rq_vae.decode(*levels)
 
     def get_codebook_embeddings(self, level: int) -> torch.Tensor:
@@ -249,6 +251,15 @@ class SemanticIDEncoder(
         if not isinstance(codes, torch.Tensor) or codes.ndim != 2:
             raise InputError(f"codes must be a tensor of shape (B, {self.config.num_codebooks})")
         return self.rq_vae.decode(*codes.unbind(1))
+
+    def refresh_(self) -> None:
+        """让搜索重新整理码本：直接改了权重的一部分之后叫它。
+
+        torch 的运算、优化器、`load_state_dict`、`.data = …` 与整个数组的改写，编码时自己看得出来。只有经 `.data` 或
+        NumPy 改了**一部分**权重看不出来（它们不留痕迹，而逐元素核对比编码一行还贵）：不叫它的话，要到一次编码
+        4096 行以上才会被发现。
+        """
+        self.rq_vae.refresh_()
 
     def set_beam_size_(self, beam_size: int | None) -> None:
         """换一个束宽。它决定 ID：已经发布过 ID 的模型不要再改。

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["MAX_ABS_FEATURE", "check_float", "check_int"]
+__all__ = ["MAX_ABS_FEATURE", "MAX_ABS_WEIGHT", "check_float", "check_int"]
 
 # 超过它时 float32 的平方和可能溢出（1e18² × 维度 ≈ 1e36 × D），距离会变成 inf
 MAX_ABS_FEATURE = 1e15
+# 残差至多是特征的两倍，k-means 的过松弛再多走 0.9 倍；更大的权重不是训练出来的
+MAX_ABS_WEIGHT = 8 * MAX_ABS_FEATURE
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:

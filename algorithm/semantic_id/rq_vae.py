@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_codes, check_features, check_finite_rows, check_shape
+from .checks import check_codes, check_features, check_finite_rows, check_one_process, check_shape
 from .codebook import VectorQuantizer
 from .config import MAX_BEAM_SIZE, SemanticIDConfig
 from .limits import check_int
@@ -125,9 +125,7 @@ class ResidualVectorQuantizer(nn.Module):
     def encode_candidates(self, x: torch.Tensor, num_candidates: int) -> Tuple[torch.Tensor, torch.Tensor]:
         """每行的几条候选路径与误差，按（误差，编号字典序）递增；见 `SemanticIDEncoder.encode_candidates`。"""
         check_shape(x, self.config.embedding_dim)
-        num_candidates = check_int("num_candidates", num_candidates, 1)
-        if num_candidates > MAX_BEAM_SIZE:
-            raise ValueError(f"num_candidates={num_candidates} is out of range; use an int in [1, {MAX_BEAM_SIZE}]")
+        num_candidates = check_int("num_candidates", num_candidates, 1, MAX_BEAM_SIZE)
         codes, errors = [], []
         for start in range(0, len(x), _ENCODE_ROWS):
             block = x[start : start + _ENCODE_ROWS].float()
@@ -149,7 +147,7 @@ class ResidualVectorQuantizer(nn.Module):
             raise ValueError(f"prefixes has shape {tuple(prefixes.shape)}; need ({len(x)}, {levels - 1})")
         if levels > 1:
             check_codes(prefixes.unbind(1), self.config.codebook_sizes[:-1])
-        weight = last.embedding.weight.detach()
+        weight, book = last.embedding.weight.detach(), last.prepared(len(x))
         rows = max(1, _ENCODE_ROWS * 16 // max(num_candidates, 16))
         codes, errors = [], []
         for start in range(0, len(x), rows):
@@ -159,10 +157,10 @@ class ResidualVectorQuantizer(nn.Module):
             residual = self._residual(self._latent(block), prefix)
             # 只剩一层的束搜索就是「最近的几个码字」：同一定义、同一误差、同样与批无关
             if num_candidates <= MAX_BEAM_SIZE:
-                found, error = beam.search(residual, [weight], [last.prepared()], num_candidates)
+                found, error = beam.search(residual, [weight], [book], num_candidates)
                 found = found[:, :, 0]  # (b, M)
             else:
-                found, error = beam.all_nearest(residual, weight, last.prepared(), num_candidates)
+                found, error = beam.all_nearest(residual, weight, book, num_candidates)
             path = torch.cat([prefix[:, None].expand(-1, found.shape[1], -1), found[:, :, None]], 2)
             codes.append(path.masked_fill(found[:, :, None] < 0, -1))
             errors.append(error)
@@ -172,6 +170,10 @@ class ResidualVectorQuantizer(nn.Module):
     def path_errors(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """每走一层之后的误差，见 `SemanticIDEncoder.path_errors`。"""
         check_shape(x, self.config.embedding_dim)
+        shape = (len(x), len(self.quantizers))
+        if not isinstance(codes, torch.Tensor) or codes.shape != shape:
+            found = tuple(codes.shape) if isinstance(codes, torch.Tensor) else type(codes).__name__
+            raise ValueError(f"codes must be a tensor of shape {shape}, one row per feature row, got {found}")
         check_codes(codes.unbind(1), self.config.codebook_sizes)
         out = []
         for start in range(0, len(x), 1024):
@@ -184,6 +186,11 @@ class ResidualVectorQuantizer(nn.Module):
                 residual = residual - codewords
             out.append(torch.stack(errors, 1))
         return torch.cat(out)
+
+    def refresh_(self) -> None:
+        """忘掉为搜索整理的一切，见 `SemanticIDEncoder.refresh_`。"""
+        for quantizer in self.quantizers:
+            quantizer.refresh_()
 
     def _residual(self, z: torch.Tensor, prefixes: torch.Tensor) -> torch.Tensor:
         """走完前缀之后的残差，逐层相减，与 `residuals` 同样的舍入。"""
@@ -231,8 +238,11 @@ class ResidualVectorQuantizer(nn.Module):
         Raises:
             TypeError: 不是实浮点张量。
             ValueError: 形状不对，或含 NaN/Inf。
+            MultiProcessTrainingError: 训练模式下，进程组里不止一个进程；码本还没有动过。
         """
         x = check_features(x, self.config.embedding_dim)
+        if self.training:
+            check_one_process()
         z = self._latent(x)  # (B, H)
         all_indices = []
         commitment_loss = z.new_zeros(())
@@ -256,7 +266,7 @@ class ResidualVectorQuantizer(nn.Module):
     def _paths(self, z: torch.Tensor, beam_size: int) -> Tuple[torch.Tensor, torch.Tensor]:
         """束搜索 → 路径 (B, M, L) 与误差 (B, M)；码本变了，内积表就重来。"""
         weights = [quantizer.embedding.weight for quantizer in self.quantizers]
-        books = [quantizer.prepared() for quantizer in self.quantizers]
+        books = [quantizer.prepared(len(z)) for quantizer in self.quantizers]
         if self._products is None or not self._products.is_current(books):
             self._products = beam.InnerProducts(books)
         self._products.grow_(weights, len(z), beam_size, self.beam_table_bytes)

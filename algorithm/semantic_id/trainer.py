@@ -20,6 +20,7 @@ from typing import Any, Dict
 import numpy as np
 import torch
 
+from .checks import check_one_process
 from .codebook import DEAD_AFTER_EXPECTED_HITS
 from .config import TrainerConfig
 from .encoder import SemanticIDEncoder, save_model
@@ -107,10 +108,12 @@ def train_codebook(
         ValueError: 数据有坏行、宽度不符，或断点属于另一次训练。
         FileExistsError: output_dir 里已有训练（没给 resume、overwrite）或别的东西，或另一个进程正在写它。
         FileNotFoundError: 文件不存在。
+        MultiProcessTrainingError: torch.distributed 的进程组里不止一个进程。
     """
     if not isinstance(encoder, SemanticIDEncoder):
         raise InputTypeError(f"encoder must be a SemanticIDEncoder, got {type(encoder).__name__}")
     check_int("num_epochs", num_epochs, 0, 2**31 - 1)
+    check_one_process()
     if config is not None and not isinstance(config, TrainerConfig):
         raise InputTypeError(f"config must be a TrainerConfig, got {type(config).__name__}")
     config = config or TrainerConfig()

@@ -24,7 +24,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from ..errors import InputError
-from ..limits import MAX_ABS_FEATURE
+from ..limits import MAX_ABS_WEIGHT
 from .durable import sync_folder, write_synced
 from .sealed import canonical, parse_json, seal, unseal
 
@@ -45,8 +45,6 @@ CARD_NAME = "README.md"
 CARD_START = "---\nlibrary_name: semid\n"
 _FORMAT = "semid-model"
 _FORMAT_VERSION = 1
-# 特征的绝对值至多 MAX_ABS_FEATURE，残差至多是它的两倍，k-means 的过松弛再多走 0.9 倍；更大的权重不是训练出来的
-_MAX_ABS_WEIGHT = 8 * MAX_ABS_FEATURE
 _MAX_DEPTH = 4  # 训练数字的嵌套：表里的表里的列表
 
 
@@ -256,7 +254,7 @@ def _check_values(tensors: Mapping[str, torch.Tensor], where: str, error: type[I
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         low, high = (float(v) for v in torch.aminmax(tensor.detach()))
-        bound = float("inf") if ".ema_" in name else _MAX_ABS_WEIGHT  # EMA 的和随命中数增长
+        bound = float("inf") if ".ema_" in name else MAX_ABS_WEIGHT  # EMA 的和随命中数增长
         if not (low > -float("inf") and high < float("inf") and -bound <= low and high <= bound):
             raise error(f"{where} has {low:g}…{high:g} in {name}; values must be finite and within ±{bound:g}")
 

@@ -23,6 +23,8 @@ __all__ = ["PreparedCodebook", "prepare", "untraced"]
 _FALLBACKS = ("numpy", "torch")
 _PATHS = ("auto", *(isa.name for isa in reversed(ISAS)), *_FALLBACKS)
 _PANEL = 32  # 码字按它补齐；填充与重复的码字偏置是 −inf，永远不会被提名
+_WORTH_CHECKING = 4096  # 一次至少找这么多行，才逐元素核对码本有没有变过
+_SAMPLES = 64  # 平时抽几个元素核对
 _LIMIT = 1e18  # 范数超过它时 float32 的乘积可能溢出，这样的行直接按定义裁决
 
 
@@ -116,19 +118,36 @@ class PreparedCodebook:
                 f"weight is {tuple(weight.shape)} on {weight.device}, but the prepared codebook is "
                 f"{(self.size, self.width)} on {self.table.device}; call prepare again"
             )
-        with torch.no_grad():
+        # 推理模式里生成的张量，出来之后不许就地改，训练的一步就刷新不了它
+        with torch.inference_mode(False), torch.no_grad():
             rows = rows.to(weight.device)
             for part in rows.split(2048):  # 分块：float64 与 int64 的中间量有界
                 self._pack(weight, part)
             self._finish(weight, rows)
 
     @untraced
-    def is_current(self, weight: torch.Tensor) -> bool:
-        """整理之后 `weight` 是否没变过：看地址、版本号，再抽两列核对（`.data` 的改动不涨版本号）。"""
-        weight = weight.detach()
+    def is_current(self, weight: torch.Tensor, rows: int = 0) -> bool:
+        """整理之后 `weight` 是否没变过：看地址、版本号，抽几十个元素；要找的行够多时逐元素核对。
+
+        torch 的运算都涨版本号，换掉整个张量会换地址；`.data` 与 NumPy 的改写两样都不动，整个数组的改写瞒不过抽样，
+        只改一部分的要等到逐元素核对：它比找 `_WORTH_CHECKING` 行便宜几十倍，却比找一行贵得多。
+
+        Args:
+            weight: (K, H) 当前码本。
+            rows: 接下来要找几行。
+        """
         if weight.shape != (self.size, self.width) or weight.device != self.table.device:
             return False
-        return _source_of(weight) == self._source and torch.equal(_sample_of(weight), self._sample)
+        weight = weight.detach()
+        if _source_of(weight) != self._source or not torch.equal(_sample_of(weight), self._sample):
+            return False
+        return rows < _WORTH_CHECKING or torch.equal(weight, self._codewords())
+
+    def _codewords(self) -> torch.Tensor:
+        """(K, H) 整理时的码字；−0.0 已变成 0.0，与原来的相等。"""
+        if self.isa is None:
+            return self.table[: self.size, :-1]
+        return (self.table if self.halves is not None else self.table.transpose(1, 2).flatten(0, 1))[: self.size]
 
     def _pack(self, weight: torch.Tensor, rows: torch.Tensor) -> None:
         """写入这些行的码字、范数、散列与抽样。"""
@@ -145,7 +164,6 @@ class PreparedCodebook:
         self._half[rows] = (square * 0.5).float()
         self.norm[rows] = (square.sqrt() * (1 + 1e-6)).float()
         self._keys[rows] = (codes.view(torch.int32).long() * _multipliers(self.width, weight.device)).sum(1)
-        self._sample[rows] = _sample_of(weight)[rows]
 
     def _finish(self, weight: torch.Tensor, rows: torch.Tensor) -> None:
         """由逐行的量得出偏置：重复的码字只留编号最低的一个，其余偏置 −inf。"""
@@ -162,7 +180,7 @@ class PreparedCodebook:
                 self.halves = pack_halves(self.table[:, :-1], -self.bias)
         torch.amax(self.norm.view(-1, _PANEL), 1, out=self.panel_norm)
         self.top_norm, self.top_loss = float(self.panel_norm.amax()), float(self._loss.amax())
-        self._source = _source_of(weight)
+        self._source, self._sample = _source_of(weight), _sample_of(weight).clone()
 
 
 @untraced
@@ -180,8 +198,9 @@ def prepare(weight: torch.Tensor) -> PreparedCodebook:
         RuntimeError: `SEMID_SEARCH` 点名的路径在本机没有。
     """
     weight = _as_weight(weight)
-    book = PreparedCodebook(weight, *_choose_path(weight.device))
-    book.refresh_(weight, torch.arange(weight.shape[0]))
+    with torch.inference_mode(False), torch.no_grad():
+        book = PreparedCodebook(weight, *_choose_path(weight.device))
+        book.refresh_(weight, torch.arange(weight.shape[0]))
     return book
 
 
@@ -216,8 +235,8 @@ def _source_of(weight: torch.Tensor) -> tuple[int, int]:
 
 
 def _sample_of(weight: torch.Tensor) -> torch.Tensor:
-    """(K, 2) 每行抽首尾两个元素（内存里与邻行相接，少一半缓存缺失）；H = 1 时只有一列。"""
-    return weight[:, :: max(1, weight.shape[1] - 1)]
+    """(约 64,) 等距抽的元素；等距而不与行宽对齐，每列都抽得到。"""
+    return weight.reshape(-1)[:: max(1, weight.numel() // _SAMPLES) | 1]
 
 
 def _multipliers(width: int, device: torch.device) -> torch.Tensor:

@@ -91,6 +91,29 @@ def test_every_scale(path, scale):
     assert nearest(x, prepare(weight)).tolist() == brute_force(x, weight)
 
 
+@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize("swap", [False, True])
+def test_rounding_as_bad_as_the_bound_allows(path, width, swap):
+    """逐项累加的舍入全朝一边：一个码字的每一项都差一点进位，全丢了；另一个的每一项都刚好进位，多算一倍。
+
+    两个 float32 得分之差因此约等于两倍误差界，而真正近的是得分低的那个：界少算一半，答案就错。
+    """
+    x, weight = torch.empty(5, width), gaussian(70, width, seed=3) * 2.0**-12
+    far, near = (5, 40) if swap else (40, 5)
+    weight[far], weight[near] = 1.01 * 2.0**-12, 0.99 * 2.0**-12
+    weight[far, 0], weight[near, 0] = 1.0, 1.0 + width * 2.0**-28 + 2.0**-22
+    for row in range(5):  # 首项略大于 2 的幂，它的半个 ulp 约是自己的 2⁻²⁴
+        x[row] = 2.0 ** (2 + row)
+        x[row, 0] = 2.0 ** (14 + row) * (1 + 2.0**-12)
+    plain = torch.full((5, 2), 0.0)  # 逐项累加的 float32 得分
+    for d in range(width):
+        plain += x[:, d : d + 1] * weight[[near, far], d]
+    want = brute_force(x, weight)
+    assert (plain[:, 1] - plain[:, 0] > 1.6 * width * 2.0**-24 * x[:, 0]).all()
+    assert want == [near] * 5
+    assert nearest(x, prepare(weight)).tolist() == want
+
+
 @pytest.mark.parametrize("odd", [1e6, 1e15, 1e20, 3e38])
 def test_a_giant_codeword_beside_ordinary_ones(path, odd):
     """float32 的 ‖c‖² 会溢出成 inf；也不该让其余码字的候选泛滥成错。"""
