@@ -24,7 +24,7 @@ _SUM_BITS = 53
 
 
 def exact_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """X @ weight，前向与批无关且可复现，反向是普通的 float32 梯度。
+    """矩阵乘积 `x @ weight`：前向与批无关且可复现，反向是普通的 float32 梯度。
 
     Args:
         x: (B, D) float32，有限。

@@ -147,7 +147,7 @@ def _nominate(scorer: Fixed | Direct, rows: torch.Tensor, beam_size: int) -> Tup
     bar = torch.where(scorer.greedy & rows[row], torch.minimum(bar, lower.amax(1)), bar)
     hit = scorer.hits(bar)  # (m, J)
     crowded = torch.zeros_like(rows)
-    if torch.count_nonzero(hit) > 2 * beam_size * n:  # 平均多出许多，才逐行查看是谁挤爆了：候选的总量因此有界
+    if torch.count_nonzero(hit) > 2 * beam_size * n:  # 平均多出许多，才逐行查看是谁的候选过多：候选的总量因此有界
         crowded = row.new_zeros(n).index_add_(0, row, hit.sum(1)) > 8 * beam_size + 64
         hit &= ~crowded[row][:, None]
     flat = hit.view(-1).nonzero()[:, 0]  # (h,)；一维的查找比二维快得多

@@ -1,7 +1,7 @@
 """搜索的后备路径：NumPy 片（没有编译器的 CPU）与 torch 片（CUDA，也能在 CPU 上跑），结果与编译路径逐位相同。
 
 定义、误差界的推导见 `definition.py`。CUDA 上提名改用 bfloat16 的乘积（张量核心，比 float32 快一个数量级），界的推导见
-`kernel/amx.h`；候选挤爆的行再用 float32 重做。一片 T 个码字与一块 n 行相乘得 (T, n) 的得分；每 32 个码字一组取最大，
+`kernel/amx.h`；候选过多的行再用 float32 重做。一片 T 个码字与一块 n 行相乘得 (T, n) 的得分；每 32 个码字一组取最大，
 只有组内最大值够得着界的组才细看，所以每个得分只被读一遍。(B, K) 的矩阵从不整个存在。
 
 形状字母：n 一块行数，T 一片码字数，G = T/32 组数，m 够得着界的（组，行）对数。
@@ -109,7 +109,7 @@ def _nominate(
         slack = xp.matmul(xp.concatenate([top, curve * top * top, top * 0 + 1], 1), terms)  # (G, n)
         low = xp.maximum(low, xp.amax(best - slack, axis=0))
         hit = best + slack >= low  # (G, n)
-        if xp.count_nonzero(hit) > 2 * len(low):  # 平均每行一组多；多出许多才逐行查看是谁挤爆了
+        if xp.count_nonzero(hit) > 2 * len(low):  # 平均每行一组多；多出许多才逐行查看是谁的候选过多
             crowded |= hit.sum(0) > _MAX_GROUPS
             hit &= ~crowded
         (flat,) = xp.where(hit.reshape(-1))  # (m,)；一维的查找比二维快得多

@@ -271,7 +271,7 @@ protected:
 
     const Beam &beam_;
     const bool narrow_;  // 乘积是低精度的
-    const Plain &isa_;   // 低精度的乘积用它的 float32 乘积重做候选挤爆的行
+    const Plain &isa_;   // 低精度的乘积用它的 float32 乘积重做候选过多的行
     const int64_t width_, most_, kept_;  // most_：一行至多几条路径；kept_：候选表的容量
     std::vector<State> rows_;
     std::vector<int32_t> slots_;  // (行, 路径, 层) 槽位 = 此前各层码字数之和 + 编号

@@ -86,7 +86,7 @@ private:
         return true;
     }
 
-    // 候选挤爆的行与全部码字按定义比较；面板在外层，几百行一起时码本只读一遍。
+    // 候选过多的行与全部码字按定义比较；面板在外层，几百行一起时码本只读一遍。
     void brute_force(int64_t count, int64_t *out) {
         std::vector<int64_t> rows;
         for (int64_t i = 0; i < count; ++i)

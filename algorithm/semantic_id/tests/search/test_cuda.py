@@ -19,7 +19,7 @@ def gaussian(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def books() -> list[torch.Tensor]:
     made = [gaussian(size, WIDTH, seed=level, scale=2.0**-level) for level, size in enumerate(SIZES)]
-    made[2][10:200] = made[2][9]  # 孪生
+    made[2][10:200] = made[2][9]  # 重复的码字
     made[1][5:40] *= 1e-8
     return made
 
