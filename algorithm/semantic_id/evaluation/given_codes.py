@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import InputError, InputTypeError
+from ..files.parquet_bytes import read_table
 from ..files.source import VectorSource
 from ..files.vectors_npy import NpyFile
-from .inputs import lookup_ids, read_table, same_rows, source_ids
+from .inputs import lookup_ids, same_rows, source_ids
 
 __all__ = ["GivenCodes", "read_codes"]
 

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, List, NamedTuple, Tuple
+from typing import NamedTuple, Tuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..errors import InputError, InputTypeError
-from ..files.source import VectorSource, one_line
+from ..files.parquet_bytes import read_schema, read_table
+from ..files.source import VectorSource
 
 __all__ = [
     "Interactions",
@@ -22,7 +22,6 @@ __all__ = [
     "lookup_ids",
     "read_interactions",
     "read_item_facts",
-    "read_table",
     "same_rows",
     "source_ids",
 ]
@@ -84,7 +83,7 @@ def read_item_facts(
     """
     if not path.exists():
         raise FileNotFoundError(f"items path {str(path)!r} does not exist; give a .parquet file")
-    schema = _schema(path)
+    schema = read_schema(path)
     if label_column is not None and label_column not in schema.names:
         raise InputError(f"{path.name} has no column {label_column!r}; columns present: {', '.join(schema.names)}")
     if label_column is not None and not _is_label(schema.field(label_column).type):
@@ -221,23 +220,3 @@ def same_rows(rows: int, source: VectorSource, path: Path) -> None:
             f"{path.name} has {rows} rows, but {source.description} has {source.num_rows}; "
             "both must hold the same items in the same order"
         )
-
-
-def _schema(path: Path) -> Any:
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        raise InputError(f"{path} has column {twice[0]!r} more than once; give each column its own name")
-    return schema
-
-
-def read_table(path: Path, columns: List[str] | None = None) -> pa.Table:
-    """读一个 Parquet 文件，核对页校验和；读不懂与坏了的都是一行错误。"""
-    _schema(path)
-    try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is damaged: {one_line(error)}; copy it again") from None

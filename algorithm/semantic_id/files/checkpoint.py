@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -297,11 +298,14 @@ def read_state(folder: Path) -> Tuple[Dict[str, Dict[str, torch.Tensor]], Dict[s
         state, is_sealed = unseal((folder / "state.json").read_bytes(), f"{where} (state.json)", ModelFileError)
         if not is_sealed:
             raise ModelFileError(f"{where} (state.json) has no checksum: damaged, or of an older semid; start over")
-        groups = {name: (folder / f"{name}.safetensors").read_bytes() for name in state["sha256"]}
+        hashes = state.get("sha256")
+        if not isinstance(hashes, dict) or not all(re.fullmatch(r"[a-z]+", name) for name in hashes):
+            raise ModelFileError(f"{where} (state.json) lists no files; delete it and resume")
+        groups = {name: (folder / f"{name}.safetensors").read_bytes() for name in hashes}
     except OSError as error:
         raise ModelFileError(f"{where} is unreadable ({error}); delete it and resume") from None
     for name, data in groups.items():
-        if hashlib.sha256(data).hexdigest() != state["sha256"][name]:
+        if hashlib.sha256(data).hexdigest() != hashes[name]:
             raise ModelFileError(f"{where} is damaged ({name}.safetensors); delete it and resume")
     return {name: _parse(data, folder / f"{name}.safetensors") for name, data in groups.items()}, state
 

@@ -1,4 +1,4 @@
-"""表 ↔ Parquet 字节，摘要与落盘的就是同一份；带页校验和，翻转的比特认得出来。
+"""表 ↔ Parquet：自己写的连同摘要，别人给的整个读进来；带页校验和，翻转的比特认得出来。
 
 整张表在内存里成形：用它写的都是一个分片以内的小表。
 """
@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Dict, Type
+from pathlib import Path
+from typing import Any, Dict, List, Type
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import InputError
 from .source import one_line
 
-__all__ = ["describe_bytes", "table_from_bytes", "table_to_bytes"]
+__all__ = ["describe_bytes", "read_schema", "read_table", "table_from_bytes", "table_to_bytes"]
 
 
 def table_to_bytes(table: pa.Table, row_group_rows: int | None = None) -> pa.Buffer:
@@ -51,3 +53,32 @@ def table_from_bytes(data: Any, entry: Dict[str, Any], where: str, error: Type[V
     if table.num_rows != entry["rows"]:
         raise error(f"{where} has {table.num_rows} rows, its manifest says {entry['rows']}; write it again")
     return table
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """别人的 Parquet 文件有哪些列。
+
+    Raises:
+        ValueError: 不是 Parquet，或有两列同名。
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path} has column {twice[0]!r} more than once; give each column its own name")
+    return schema
+
+
+def read_table(path: Path, columns: List[str] | None = None) -> pa.Table:
+    """别人的一个 Parquet 文件整个读进来，核对页校验和。
+
+    Raises:
+        ValueError: 不是 Parquet，或坏了。
+    """
+    read_schema(path)
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is damaged: {one_line(error)}; copy it again") from None

@@ -1,7 +1,7 @@
 """带自身校验和的 JSON：改动任何一个字节，要么读出同样的内容，要么认出来。
 
 校验和盖住规范写法（键排序、没有空白）的全部内容，写在键 `self_sha256` 里。解析本身也是门：一万层的括号、坏的 UTF-8、
-重复的键、NaN，都变成调用者给的那一种错误，而不是 RecursionError。
+重复的键、NaN、落单的代理字符，都变成调用者给的那一种错误，而不是 RecursionError。
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def parse_json(data: bytes, where: str, error: Type[ValueError] = ValueError) ->
         ValueError: `error`，一行说清哪个文件、为什么。
     """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_repeats, parse_constant=_no_constants)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_repeats, parse_constant=_no_constants)
+        canonical(value)  # 1e999 与落单的代理字符读得进来却写不回去：校验和算不了
+        return value
     except RecursionError:
         reason = "it is nested too deeply"
     except ValueError as found:

@@ -100,6 +100,8 @@ def _read_header(path: Path) -> Tuple[Tuple[int, ...], bool, np.dtype, int]:
                 shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
             else:
                 raise ValueError(f"format version {version} is not supported")
+            if not all(type(size) is int for size in shape):  # True 也是 int 的一种，NumPy 放它过来
+                raise ValueError(f"shape {shape} must hold plain ints")
         except Exception as error:  # 头里的坏字节可以触发任何解析错误，对用户都是同一件事
             raise ValueError(
                 f"{path} is not a readable .npy file: {one_line(error)}; write it again with numpy.save"

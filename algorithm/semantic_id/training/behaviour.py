@@ -20,13 +20,14 @@ from typing import Any, Dict, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
 from ..errors import InputError, InputTypeError
+from ..files.parquet_bytes import read_table
 from ..files.progress import Progress
-from ..files.source import VectorSource, one_line
+from ..files.source import VectorSource
+from ..files.vectors_npy import NpyFile
 
 __all__ = ["ItemPairs", "align_", "fit_decoder_", "read_pairs"]
 
@@ -195,14 +196,15 @@ def _columns(pairs: Any) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         path = Path(pairs)
         if not path.exists():
             raise FileNotFoundError(f"pairs path {str(path)!r} does not exist; give a .npy or a .parquet file")
-        if path.suffix not in (".npy", ".parquet"):
+        if path.suffix == ".parquet":
+            table = read_table(path)
+            if table.num_columns != 2:
+                raise InputError(f"pairs file {str(path)!r} has columns {table.column_names}; exactly two are needed")
+            pairs = table
+        elif path.suffix == ".npy":
+            pairs = np.concatenate([rows for _, rows in NpyFile(path).blocks(_BLOCK_ROWS)])
+        else:
             raise InputError(f"pairs file {str(path)!r} has unknown extension {path.suffix!r}; use .npy or .parquet")
-        try:
-            pairs = np.load(path, allow_pickle=False) if path.suffix == ".npy" else pq.read_table(path)
-        except (pa.ArrowException, OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path} is not readable: {one_line(error)}; write or copy it again") from None
-        if isinstance(pairs, pa.Table) and pairs.num_columns != 2:
-            raise InputError(f"pairs file {str(path)!r} has columns {pairs.column_names}; exactly two are needed")
     if not isinstance(pairs, pa.Table):
         array = np.asarray(pairs)
         if array.ndim != 2 or array.shape[1] != 2:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Dict
+from typing import Any, Dict, Set
 
 from ..errors import InputError
 from ..files import checkpoint
@@ -78,11 +78,12 @@ def restore(folder: RunFolder, job: Job) -> RunState | None:
     if not found:
         return None
     groups, remembered = checkpoint.read_state(found[-1])
+    _check_remembered(remembered, set(groups), found[-1].name)
     for name, value in identity_of(job).items():
-        if remembered["run"][name] != value:
+        if remembered["run"].get(name) != value:
             raise InputError(
                 f"cannot resume {str(folder.path)!r}: {name} is {value!r}, the interrupted run had "
-                f"{remembered['run'][name]!r}; repeat its arguments and data, or start over with --overwrite"
+                f"{remembered['run'].get(name)!r}; repeat its arguments and data, or start over with --overwrite"
             )
     job.encoder.load_state_dict(groups["model"])
     device = job.encoder.feature_mean.device
@@ -99,3 +100,35 @@ def restore(folder: RunFolder, job: Job) -> RunState | None:
         best_tensors=groups["best"],
         residual_std=None if refiner is None else refiner["residual_std"].to(device),
     )
+
+
+_KINDS: Dict[str, type] = {
+    "run": dict, "epoch": int, "best": dict, "history": list, "notes": list, "phases": list, "num_taught_rows": int,
+}  # fmt: skip
+_JUDGED = ("holdout_mse", "holdout_relative_mse", "holdout_collision_rate")
+
+
+def _check_remembered(remembered: Dict[str, Any], groups: Set[str], name: str) -> None:
+    """校验和挡不住别人写的断点：键要齐、种类要对、每个 epoch 各有一行，续训才不会走到一半才崩。
+
+    Raises:
+        ModelFileError: 不是训练写的断点。
+    """
+    for key, kind in _KINDS.items():
+        if not isinstance(remembered.get(key), kind) or isinstance(remembered[key], bool):
+            raise checkpoint.ModelFileError(f"checkpoint {name} has no valid {key!r}; delete it and resume")
+    epoch, best, history = remembered["epoch"], remembered["best"], remembered["history"]
+    rows_fit = len(history) == epoch + 1 and all(
+        isinstance(row, dict) and isinstance(row.get("phase"), str) and all(_is_number(row.get(k)) for k in _JUDGED)
+        for row in history
+    )
+    key = best.get("key")
+    best_fits = isinstance(key, list) and len(key) == 2 and all(map(_is_number, key))
+    best_fits = best_fits and best.get("epoch") in range(epoch + 1)
+    texts = [*remembered["notes"], *remembered["phases"]]
+    if not rows_fit or not best_fits or not {"model", "best"} <= groups or not all(isinstance(t, str) for t in texts):
+        raise checkpoint.ModelFileError(f"checkpoint {name} does not describe {epoch} epochs; delete it and resume")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

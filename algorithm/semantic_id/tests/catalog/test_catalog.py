@@ -309,6 +309,9 @@ def test_resume_refuses_another_run_and_keeps_what_is_there(tmp_path):
     np.save(tmp_path / "y.npy", X)  # 同名同形状，但文件换过
     with pytest.raises(ValueError, match=r"had stamp="):
         write(tmp_path / "cat", features=tmp_path / "y.npy", rows_per_part=4, resume=True)
+    (staged / "PLAN.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"PLAN\.json' is no plan of an encoding; start over without --resume"):
+        write(tmp_path / "cat", features=tmp_path / "y.npy", rows_per_part=4, resume=True)
     write(tmp_path / "cat", features=tmp_path / "y.npy", rows_per_part=4)
     assert not (tmp_path / "cat.partial").exists()
 

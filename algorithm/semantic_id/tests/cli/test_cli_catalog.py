@@ -306,6 +306,12 @@ def test_index_json_round_trip(room, tmp_path, capsys):
         ('{"a": ["<a_1>"], "b": ["<a_1>", "<b_2>"]}', "item 'b' has 2 levels, the first has 1"),
         ('{"a": ["<a_1>"], "a": ["<a_2>"]}', "item 'a' twice"),
         ('{"a": ["<a_5>"]}', "codes must be in [0, 4)"),
+        ('{"a": ["<a_01>"]}', "item 'a' has tokens"),  # 与 <a_1> 不是同一个词
+        ('{"a": ["<a_\u0663>"]}', "item 'a' has tokens"),
+        ('{"a": 3, "b": ["<a_1>"]}', "item 'a' has tokens 3"),
+        ('{"a": 0.5}', "item 'a' has tokens 0.5"),
+        ('{"a": ["<a_1>"], "\\ud800": ["<a_2>"]}', "lone surrogate"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_bad_index_json_leaves_nothing(text, complaint, tmp_path, capsys):

@@ -52,6 +52,8 @@ def test_any_flipped_bit_gives_the_same_content_or_the_error():
         (b'{"a": -Infinity}', "-Infinity is no JSON number"),
         (b"\xff\xfe", "can't decode"),
         (b"", "Expecting value"),
+        (b'{"a": "\\ud800"}', "surrogates not allowed"),
+        (b'{"a": 1e999}', "not JSON compliant"),
         (b"9" * 100_000, "integer string conversion"),
     ],
 )

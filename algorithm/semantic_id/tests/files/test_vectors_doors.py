@@ -126,12 +126,19 @@ def make(path, content):
     return path
 
 
+def npy_header(shape):
+    """一个 float32 的 .npy，头里写着 shape。"""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return np.lib.format.magic(1, 0) + len(header).to_bytes(2, "little") + header + bytes(400)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "kind", "text"),
     [
         ("x.csv", b"1,2", ValueError, "unknown extension '.csv'; use .npy"),
         ("x.npy", b"no numpy here", ValueError, "not a readable .npy file"),
         ("x.npy", b"", ValueError, "not a readable .npy file"),
+        ("x.npy", npy_header("(3, True)"), ValueError, r"shape \(3, True\) must hold plain ints"),
         ("x.parquet", b"no parquet here", ValueError, "not a readable Parquet file"),
         ("x.parquet", b"", ValueError, "not a readable Parquet file"),
         ("x.parquet", pa.table({"a": [1], "b": [2]}), ValueError, r"no column 'item_id'.*present: a, b"),

@@ -118,6 +118,31 @@ def test_bad_pairs(pairs, error, text, tmp_path):
     assert encoder.fingerprint() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "error", "text"),
+    [
+        ("p.parquet", b"junk", ValueError, "not a readable Parquet file"),
+        ("p.parquet", pa.table({"a": [[1.0]], "b": [[1.0]]}), TypeError, "but the item ids of .* are int64"),
+        ("p.parquet", pa.table({"a": pa.array([1], pa.date32()), "b": [1]}), TypeError, "but the item ids of"),
+        ("p.npy", b"junk", ValueError, "not a readable .npy file"),
+        ("p.npy", b"\x93NUMPY\x01\x00", ValueError, "not a readable .npy file"),
+    ],
+)
+def test_bad_files_of_pairs(name, content, error, text, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else pq.write_table(content, path)
+    with pytest.raises(error, match=text):
+        read_pairs(path, open_vectors(tribes(30)[0]), 0)
+
+
+def test_a_header_that_promises_the_moon_allocates_nothing(tmp_path):
+    whole = np.lib.format.magic(1, 0) + b"\x76\x00"
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (4611686018427387904, 2), }"
+    (tmp_path / "p.npy").write_bytes(whole + header.ljust(0x75) + b"\n" + bytes(64))
+    with pytest.raises(ValueError, match=r"p\.npy is cut short"):
+        read_pairs(tmp_path / "p.npy", open_vectors(tribes(30)[0]), 0)
+
+
 def test_pairs_on_a_trained_encoder_are_refused():
     x, tribe = tribes(300)
     encoder = SemanticIDEncoder(SMALL)

@@ -1,5 +1,6 @@
 """训练器：可复现、断点续训逐位相同、来源无关、尺度等变、留下最好的状态。"""
 
+import hashlib
 import json
 import logging
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, TrainerConfig, train_codebook
+from algorithm.semantic_id.files.sealed import seal, unseal
 from algorithm.semantic_id.files.vectors import open_vectors
 from algorithm.semantic_id.training import epochs as epochs_room
 from algorithm.semantic_id.training import plan as plan_room
@@ -226,6 +228,21 @@ def test_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
     path.write_bytes(bytes(raw))
     with pytest.raises(ValueError, match=r"is damaged \(model.safetensors\); delete it and resume"):
         trained(data(), epochs=5, output_dir=tmp_path, resume=True)
+    # 别人写的 state.json：校验和对，内容不对
+    state = path.with_name("state.json")
+    whole, _ = unseal(state.read_bytes(), "state.json")
+    for changed, complaint in (
+        ({"phases": None}, "no valid 'phases'"),
+        ({"epoch": 7}, "does not describe 7 epochs"),
+        ({"best": {"key": ["x", 0], "epoch": 0}}, "does not describe 4 epochs"),
+        ({"history": [{}] * 5}, "does not describe 4 epochs"),
+        ({"sha256": {"../x": "0"}}, "lists no files"),
+    ):
+        if "sha256" not in changed:
+            changed = {**changed, "sha256": {**whole["sha256"], "model": hashlib.sha256(path.read_bytes()).hexdigest()}}
+        state.write_bytes(seal({**whole, **changed}))
+        with pytest.raises(ValueError, match=complaint):
+            trained(data(), epochs=5, output_dir=tmp_path, resume=True)
 
 
 def test_metrics_per_epoch(tmp_path):
