@@ -306,11 +306,11 @@ def test_index_json_round_trip(room, tmp_path, capsys):
         ('{"a": ["<a_1>"], "b": ["<a_1>", "<b_2>"]}', "item 'b' has 2 levels, the first has 1"),
         ('{"a": ["<a_1>"], "a": ["<a_2>"]}', "item 'a' twice"),
         ('{"a": ["<a_5>"]}', "codes must be in [0, 4)"),
-        ('{"a": ["<a_01>"]}', "item 'a' has tokens"),  # 与 <a_1> 不是同一个词
-        ('{"a": ["<a_\u0663>"]}', "item 'a' has tokens"),
-        ('{"a": 3, "b": ["<a_1>"]}', "item 'a' has tokens 3"),
-        ('{"a": 0.5}', "item 'a' has tokens 0.5"),
-        ('{"a": ["<a_1>"], "\\ud800": ["<a_2>"]}', "lone surrogate"),
+        ('{"a": ["<a_01>"]}', "item 'a' has '<a_01>' for L1"),  # 与 <a_1> 不是同一个词
+        ('{"a": ["<a_\u0663>"]}', "no leading zero"),
+        ('{"a": 3, "b": ["<a_1>"]}', "item 'a' has 3; write a list"),
+        ('{"a": 0.5}', "item 'a' has 0.5; write a list"),
+        ('{"a": ["<a_1>"], "\\ud800": ["<a_2>"]}', "half of a surrogate pair"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
