@@ -106,8 +106,6 @@ def _code_columns(table: pa.Table, path: Path) -> np.ndarray:
     present = ", ".join(table.column_names)
     if not names:
         raise InputError(f"{path.name} has no column 'l1'; columns present: {present}")
-    if len(set(table.column_names)) != len(table.column_names):
-        raise InputError(f"{path.name} has a column name twice; columns present: {present}")
     if sorted(found) != sorted(names):
         hint = f"rename {', '.join(found)} to {', '.join(names)}" if "l0" in found else f"give {', '.join(names)}"
         raise InputError(

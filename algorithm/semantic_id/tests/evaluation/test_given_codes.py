@@ -67,7 +67,7 @@ def test_row_numbers_are_ids_of_features_without_ids(tmp_path):
         (["item_id", "l2", "l3"], "level columns l2, l3"),
         (["item_id", "L1", "L2"], "level columns L1, L2; .* give l1, l2"),
         (["item_id", "l1", "l_2"], "level columns l1, l_2"),
-        (["item_id", "l1", "l1"], "has a column name twice"),
+        (["item_id", "l1", "l1"], "has column 'l1' more than once"),
         (["item_id"], "has no column 'l1'; columns present: item_id"),
         (["asin", "l1", "l2"], "no column 'item_id' to match its rows by, but has asin; rename the id column"),
     ],

@@ -134,7 +134,10 @@ def test_shapes_are_compared_before_anything_is_allocated(tmp_path, change):
     record["config"] = {**record["config"], **change}
     written(tmp_path, record, tensors)
     tracemalloc.start()
-    with pytest.raises(ModelFileError, match=r"weights in '.*' do not fit its config: .* must be"):
+    with pytest.raises(
+        ModelFileError,
+        match=r"weights in '.*' do not fit its config: .* must be|config of .* is not valid: codebook_sizes",
+    ):
         SemanticIDEncoder.from_pretrained(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 32 << 20
     tracemalloc.stop()
