@@ -122,7 +122,7 @@ def test_a_consistent_rewrite_loads(tmp_path):
     "change",
     [
         {"codebook_sizes": [4_000_000, 3]},
-        {"codebook_sizes": [4, 10**30]},
+        {"codebook_sizes": [4, 2**31 - 1]},
         {"codebook_sizes": [4] * 10_000, "num_codebooks": 10_000},
         {"hidden_dim": 10**12},
         {"embedding_dim": 2**40},
