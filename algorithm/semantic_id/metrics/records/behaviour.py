@@ -216,8 +216,7 @@ METRICS: Tuple[Metric, ...] = (
         formula=(
             "一起消费而共享前缀的比例 / 流行度相同的随机对的同一比例；1 为没有关系",
             "share of co-consumed pairs with the same prefix / the same share of popularity-matched random pairs; 1 "
-            "is no "
-            "relation",
+            "is no relation",
         ),
         range="[0, ∞)",
         question=PREFIX,

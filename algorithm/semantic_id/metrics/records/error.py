@@ -35,8 +35,7 @@ ERROR_LARGE = Sentence(
     "error_large",
     "相对误差 {value:.2f}：ID 只说清了特征变化的 {told:.0%}。加大码本、加一层，或确认特征与训练时出自同一个模型。",
     "relative error {value:.2f}: the IDs tell only {told:.0%} of what varies in the features. Enlarge the codebooks, "
-    "add "
-    "a level, or check that the features come from the same model as in training.",
+    "add a level, or check that the features come from the same model as in training.",
 )
 ERROR_HIGH = Sentence(
     "error_high",
@@ -159,9 +158,8 @@ METRICS = (
         name=("走完这层剩下的误差", "error left after level"),
         formula=(
             "走完前 l 层之后剩下的误差（有模型时在隐空间里量） / Σ‖x − μ‖²；特征网络为恒等时，最后一个就是相对误差",
-            "error left after l levels (in latent space for a model) / Σ‖x − μ‖²; with identity networks the last "
-            "one is "
-            "the relative MSE",
+            "error left after l levels (in latent space for a model) / Σ‖x − μ‖²; with identity networks the last one "
+            "is the relative MSE",
         ),
         range="[0, ∞)",
         question=QUESTION,
@@ -181,8 +179,7 @@ METRICS = (
             "独占前缀的物品记 0，"
             "所以乐观",
             "error when each item is guessed as the mean of its prefix group, as a share of Σ‖x − mean‖²: a lower "
-            "bound for "
-            "any decoder on these items; items alone in their group count 0, so it is optimistic",
+            "bound for any decoder on these items; items alone in their group count 0, so it is optimistic",
         ),
         range="[0, 1]",
         question=QUESTION,

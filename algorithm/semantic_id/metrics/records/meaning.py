@@ -45,15 +45,13 @@ SOMEWHAT = Sentence(
     "hierarchy_some",
     "最近的邻居里 {share} 共享 L1，随机是 {chance}：前缀有一点语义，不多。换小一些的 L1，或多训练几轮。",
     "{share} of nearest neighbours share L1, {chance} at random: the prefix carries some meaning, not much. Use a "
-    "smaller "
-    "L1, or train for more epochs.",
+    "smaller L1, or train for more epochs.",
 )
 FINE = Sentence(
     "hierarchy_fine",
     "最近的邻居里只有 {share} 共享 L1（随机 {chance}）：L1 分得太细，邻居也不在一起。换小一些的 L1。",
     "only {share} of nearest neighbours share L1 ({chance} at random): L1 is so fine that even neighbours are apart. "
-    "Use "
-    "a smaller L1.",
+    "Use a smaller L1.",
 )
 ALONE = Sentence(
     "hierarchy_alone",
@@ -64,8 +62,7 @@ FULL = Sentence(
     "hierarchy_unknown",
     "没有判断前缀的语义：随便两个物品就有 {chance} 共享 L1，分不出高下。先让 L1 的码字都用上。",
     "not judged whether prefixes carry meaning: {chance} of random pairs share L1 already. First bring the codewords "
-    "of "
-    "L1 into use.",
+    "of L1 into use.",
 )
 FEW = Sentence(
     "hierarchy_few_items",
@@ -94,8 +91,7 @@ NO_ROOM = Sentence(
     "没有判断类目：标签打乱之后也能猜对 {chance}，没有余地看出好坏（标签太偏，或 L1 几乎一件一组）。换标签列，"
     "或换小一些的 L1。",
     "not judged whether prefixes know the categories: shuffled labels are guessed right for {chance} already (one "
-    "label "
-    "dominates, or L1 holds about one item a group). Choose another label column, or a smaller L1.",
+    "label dominates, or L1 holds about one item a group). Choose another label column, or a smaller L1.",
 )
 
 

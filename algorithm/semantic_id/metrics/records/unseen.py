@@ -38,8 +38,7 @@ TOO_EASY = Sentence(
     "generalisation_easier",
     "没有判断泛化：没见过的物品误差只有见过的 {ratio:.2f} 倍，这批物品要么简单，要么训练时见过。换一批真正没见过的。",
     "not judged whether it generalises: unseen items have only {ratio:.2f} times the error of seen ones, so they are "
-    "easy "
-    "or were seen in training. Give items that training never saw.",
+    "easy or were seen in training. Give items that training never saw.",
 )
 FEW = Sentence(
     "generalisation_few_items",

@@ -36,8 +36,7 @@ HUBS = Sentence(
     "L{level} 的困惑度是 {effective:.0f}，而 {rows} 个物品够得着 {reach:.0f} 个码字：少数码字吃掉了大多数物品。"
     "用 --init kmeans 重新训练，或减小这一层。",
     "L{level} has perplexity {effective:.0f}, but {rows} items can reach {reach:.0f} codewords: a few hub codewords "
-    "take "
-    "most items. Train again with --init kmeans, or shrink this level.",
+    "take most items. Train again with --init kmeans, or shrink this level.",
 )
 FEW_ITEMS = Sentence(
     "fewer_items_than_codewords",
@@ -50,8 +49,7 @@ INFERRED = Sentence(
     "codebook_sizes_inferred",
     "没有判断码字用得怎样：各层大小 {sizes} 是由编码的最大值推出来的，真正的码本可能大得多。用 --codebook-sizes 给出。",
     "not judged whether the codewords are in use: the sizes {sizes} were inferred from the largest code of each "
-    "level, and "
-    "the real codebooks may be far larger. Give them with --codebook-sizes.",
+    "level, and the real codebooks may be far larger. Give them with --codebook-sizes.",
     "utilization",
 )
 USED = Sentence(
