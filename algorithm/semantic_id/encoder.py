@@ -3,8 +3,7 @@
 形状字母：B 批大小，D 特征维度，H 隐向量宽度，M 网络隐层宽度（`hidden_dim`），L 层数，K_l 码本大小。
 
 `SemanticIDEncoder` 是用户面对的门面：实现 `SemanticIDEncoderInterface`，能存能取，能推到 Hugging Face Hub。
-它把特征网络注入 `rq_vae`，所以需求里的训练循环 `encoder.rq_vae(batch)["total_loss"].backward()` 真的有参数可学
-（草稿里没有任何可学的参数，反向会直接报错）。
+它把特征网络注入 `rq_vae`，所以需求里的训练循环 `encoder.rq_vae(batch)["total_loss"].backward()` 真的有参数可学。
 """
 
 from __future__ import annotations
@@ -323,8 +322,7 @@ class SemanticIDEncoder(
 
         Raises:
             TypeError: 不上传却给了上传的参数，多半是拼错的名字。
-            FileExistsError: 另一个进程正在写它，或里面有别的工具的 config.json。
-            OSError: 写不进去；不会留下看似完整的模型。
+            OSError: 写不进去、另一个进程正在写它，或里面有别的工具的 config.json；不会留下看似完整的模型。
         """
         if push_to_hub_kwargs and not push_to_hub:
             name = next(iter(push_to_hub_kwargs))
@@ -370,13 +368,11 @@ class SemanticIDEncoder(
         name = str(pretrained_model_name_or_path)
         looks_like_repo = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.exists()
         if looks_like_repo and not folder.parent.is_dir():
-            patterns = [checkpoint.CONFIG_NAME, checkpoint.WEIGHTS_NAME]
-            folder = Path(
-                snapshot_download(
-                    name, allow_patterns=patterns, force_download=force_download, token=token, cache_dir=cache_dir,
-                    local_files_only=local_files_only, revision=revision,
-                )
+            fetched = snapshot_download(
+                name, allow_patterns=[checkpoint.CONFIG_NAME, checkpoint.WEIGHTS_NAME], force_download=force_download,
+                token=token, cache_dir=cache_dir, local_files_only=local_files_only, revision=revision,
             )  # fmt: skip
+            folder = Path(fetched)
         return _built(cls, folder, *checkpoint.load_folder(folder))
 
 
@@ -388,11 +384,7 @@ def save_model(encoder: SemanticIDEncoder, folder: Path) -> None:
 
 
 def _built(
-    cls: Type[SemanticIDEncoder],
-    folder: Path,
-    values: Dict[str, Any],
-    tensors: Dict[str, torch.Tensor],
-    figures: Dict[str, Any],
+    cls: Type[SemanticIDEncoder], folder: Path, values: Dict[str, Any], tensors: Dict[str, torch.Tensor], figures: Any
 ) -> SemanticIDEncoder:
     """读出的内容 → 模型；先比形状再建模型，所以配置写得再大，也不会占用比权重文件更多的内存。"""
     where = repr(str(folder))
@@ -402,38 +394,18 @@ def _built(
         raise checkpoint.ModelFileError(f"config of {where} is not valid: {error}") from None
     if canonical(config.to_dict()) != canonical(values):
         raise checkpoint.ModelFileError(f"config of {where} is not written as semid writes it; save the model again")
-    for name, shape in _deciding_shapes(config):
-        found = tuple(tensors[name].shape) if name in tensors else "nothing"
-        if found != shape:
-            raise checkpoint.ModelFileError(
-                f"weights in {where} do not fit its config: {name} must be {shape}, found {found}"
-            )
+    checkpoint.check_kinds(where, tensors, dict(_deciding_shapes(config)))
     with torch.device("meta"):
-        expected = cls(config).state_dict()
-    for name in expected.keys() | tensors.keys():
-        want, have = (_kind(group[name]) if name in group else "nothing" for group in (expected, tensors))
-        if want != have:
-            raise checkpoint.ModelFileError(
-                f"weights in {where} do not fit its config: {name} must be {want}, found {have}"
-            )
-    for name in ("rq_vae.encoder.unit", "rq_vae.decoder.unit"):
-        if not float(tensors[name]) > 0:  # 网络除以它
-            raise checkpoint.ModelFileError(
-                f"weights in {where} have {name}={float(tensors[name])}; it must be positive"
-            )
+        shell = cls(config).state_dict()
+    checkpoint.check_kinds(where, tensors, {name: checkpoint.kind_of(t) for name, t in shell.items()}, exactly=True)
     model = cls(config)
     model.load_state_dict(tensors)
     model.training_figures = figures
     return model.eval()
 
 
-def _deciding_shapes(config: SemanticIDConfig) -> Iterator[Tuple[str, Tuple[int, ...]]]:
+def _deciding_shapes(config: SemanticIDConfig) -> Iterator[Tuple[str, str]]:
     """配置里的每一个大小都定在某个张量上：它们都对得上，模型就不会比权重文件大。"""
-    yield "rq_vae.encoder.weight_in", (config.embedding_dim, config.hidden_dim)
+    yield "rq_vae.encoder.weight_in", f"float32 {(config.embedding_dim, config.hidden_dim)}"
     for level, size in enumerate(config.codebook_sizes):
-        yield f"rq_vae.quantizers.{level}.embedding.weight", (size, config.width)
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    """形状与 dtype，供比较与错误信息用。"""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        yield f"rq_vae.quantizers.{level}.embedding.weight", f"float32 {(size, config.width)}"

@@ -31,9 +31,11 @@ from .sealed import canonical, parse_json, seal, unseal
 
 __all__ = [
     "ModelFileError",
+    "check_kinds",
     "fingerprint_of",
     "is_our_card",
     "is_our_config",
+    "kind_of",
     "load_folder",
     "read_state",
     "save_folder",
@@ -231,7 +233,7 @@ _FIGURE_KINDS: Dict[str, Tuple[type, ...]] = {
 
 
 def _check_figures(record: Mapping[str, Any], where: str) -> None:
-    """Config 与训练数字的嵌套有限、种类对。"""
+    """配置与训练数字的嵌套有限、种类对。"""
     for name in ("config", "training"):
         if _depth_exceeds(record[name], _MAX_DEPTH):
             raise ModelFileError(f"{where} has {name} nested deeper than {_MAX_DEPTH} levels; copy it again")
@@ -247,6 +249,26 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
     return (limit < 0) or any(_depth_exceeds(child, limit - 1) for child in children)
 
 
+def kind_of(tensor: torch.Tensor) -> str:
+    """Dtype 与形状，例如 `float32 (4, 8)`。"""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def check_kinds(
+    where: str, tensors: Mapping[str, torch.Tensor], kinds: Mapping[str, str], *, exactly: bool = False
+) -> None:
+    """张量的 dtype 与形状是配置要的那些；`exactly` 时也不许多。
+
+    Raises:
+        ModelFileError: 缺、多，或不是那一种。
+    """
+    for name in [*kinds, *(name for name in tensors if exactly and name not in kinds)]:
+        want = kinds.get(name, "nothing")
+        found = kind_of(tensors[name]) if name in tensors else "nothing"
+        if want != found:
+            raise ModelFileError(f"weights in {where} do not fit its config: {name} must be {want}, found {found}")
+
+
 def _check_values(tensors: Mapping[str, torch.Tensor], where: str, error: type[InputError]) -> None:
     """浮点张量全部有限，码本与网络还不能大得不可能；NaN 会让 `argmin` 悄悄返回 0，每个物品都成了 (0, 0, 0)。"""
     for name, tensor in tensors.items():
@@ -255,6 +277,8 @@ def _check_values(tensors: Mapping[str, torch.Tensor], where: str, error: type[I
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         low, high = (float(v) for v in torch.aminmax(tensor.detach()))
+        if name.endswith(".unit") and not low > 0:  # 网络除以它
+            raise error(f"{where} has {name}={low:g}; it must be positive")
         bound = float("inf") if ".ema_" in name else MAX_ABS_WEIGHT  # EMA 的和随命中数增长
         if not (low > -float("inf") and high < float("inf") and -bound <= low and high <= bound):
             raise error(f"{where} has {low:g}…{high:g} in {name}; values must be finite and within ±{bound:g}")

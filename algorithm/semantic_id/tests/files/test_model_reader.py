@@ -183,7 +183,7 @@ def test_features_at_the_very_limit_train_into_a_model_that_loads(tmp_path):
         (lambda r, t: t.pop("feature_mean"), "feature_mean must be float32 .*, found nothing"),
         (lambda r, t: t.update(extra=torch.ones(1)), "extra must be nothing, found float32"),
         (lambda r, t: t.update(feature_mean=torch.zeros(4).double()), "must be float32 .*, found float64"),
-        (lambda r, t: t.update({"rq_vae.encoder.unit": torch.zeros(())}), "encoder.unit=0.0; it must be positive"),
+        (lambda r, t: t.update({"rq_vae.encoder.unit": torch.zeros(())}), "encoder.unit=0; it must be positive"),
     ],
 )
 def test_wrong_contents_are_named(tmp_path, change, text):
