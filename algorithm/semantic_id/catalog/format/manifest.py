@@ -185,7 +185,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_manifest(folder: Path, manifest: Dict[str, Any]) -> None:
-    """清单的门。"""
+    """验收清单的字段。"""
     where = folder / MANIFEST_NAME
     for key, kind in _KINDS.items():
         if not isinstance(manifest.get(key), kind):

@@ -132,9 +132,9 @@ def _prepare_staging(folder: Path, plan: Dict[str, Any], resume: bool) -> None:
     staging = folder / STAGING_NAME
     where = staging / _PLAN_NAME
     if resume and where.is_file():
-        before = parse_json(where.read_bytes(), str(where))
+        before = parse_json(where.read_bytes(), str(where), InputError)
         if not isinstance(before, dict):
-            raise ValueError(f"--resume: {str(where)!r} is no plan of an encoding; start over without --resume")
+            raise InputError(f"--resume: {str(where)!r} is no plan of an encoding; start over without --resume")
         for key, value in plan.items():
             if before.get(key) != value:
                 raise InputError(

@@ -73,7 +73,7 @@ class Placement(NamedTuple):
 
 
 def check_policy(unique: Any, prefix_price: Any) -> None:
-    """去重策略与前缀价格的门。
+    """验收去重策略与前缀价格。
 
     Raises:
         ValueError: 不认识的策略；价格是负数或 NaN。

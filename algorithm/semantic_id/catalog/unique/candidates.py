@@ -51,6 +51,6 @@ def errors_of(model: SemanticIDModel, vectors: np.ndarray, codes: np.ndarray) ->
 
 
 def _flat(codes: np.ndarray, errors: np.ndarray) -> Choices:
-    """(n, M, L) 与 (n, M) → 一条一行，去掉凑数的 −1。"""
+    """(n, M, L) 与 (n, M) → 一条一行，去掉补位的 −1。"""
     item, rank = np.nonzero(codes[:, :, 0] >= 0)
     return Choices(item, codes[item, rank].astype(np.int32), errors[item, rank])

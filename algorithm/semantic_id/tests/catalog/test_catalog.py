@@ -90,7 +90,7 @@ def test_an_empty_folder_may_be_used_and_parents_are_made(tmp_path):
     assert digest(tmp_path / "empty") == digest(tmp_path / "deep" / "er" / "cat")
 
 
-# ---- 门 ----
+# ---- 验收 ----
 
 
 def test_existing_output_needs_overwrite_and_is_replaced_whole(tmp_path):
