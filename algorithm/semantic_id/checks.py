@@ -11,6 +11,7 @@ from typing import Any, Sequence
 
 import torch
 
+from .errors import InputError, InputTypeError
 from .limits import MAX_ABS_FEATURE, MAX_ABS_WEIGHT, check_int
 
 __all__ = ["MultiProcessTrainingError", "check_codebook", "check_codes", "check_features", "check_finite_rows"]
@@ -51,15 +52,15 @@ def check_shape(features: Any, width: int, name: str = "features") -> None:
         ValueError: 秩、宽度、行数不对。
     """
     if not isinstance(features, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}; use torch.from_numpy(...)")
+        raise InputTypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}; use torch.from_numpy(...)")
     if not features.dtype.is_floating_point:
-        raise TypeError(f"{name} must have a real floating dtype, got {features.dtype}; convert with .float()")
+        raise InputTypeError(f"{name} must have a real floating dtype, got {features.dtype}; convert with .float()")
     if features.ndim != 2:
-        raise ValueError(f"{name} must have shape (B, {width}), got {tuple(features.shape)}; one vector is x[None]")
+        raise InputError(f"{name} must have shape (B, {width}), got {tuple(features.shape)}; one vector is x[None]")
     if features.shape[1] != width:
-        raise ValueError(f"{name} has width {features.shape[1]}, but the model was built with embedding_dim={width}")
+        raise InputError(f"{name} has width {features.shape[1]}, but the model was built with embedding_dim={width}")
     if features.shape[0] == 0:
-        raise ValueError(f"{name} is empty: shape {tuple(features.shape)}; at least one row is needed")
+        raise InputError(f"{name} is empty: shape {tuple(features.shape)}; at least one row is needed")
 
 
 def check_finite_rows(x: torch.Tensor, name: str, row_offset: int = 0) -> None:
@@ -76,7 +77,7 @@ def check_finite_rows(x: torch.Tensor, name: str, row_offset: int = 0) -> None:
     column = int(bad[row].nonzero()[0])
     value = float(x[row, column])
     bound = f"absolute values must be <= {MAX_ABS_FEATURE:g}" if math.isfinite(value) else "values must be finite"
-    raise ValueError(f"{name} row {row_offset + row} has {value} at column {column}; {bound}: clean or drop that row")
+    raise InputError(f"{name} row {row_offset + row} has {value} at column {column}; {bound}: clean or drop that row")
 
 
 def check_codebook(weight: torch.Tensor) -> None:
@@ -89,7 +90,7 @@ def check_codebook(weight: torch.Tensor) -> None:
     if bool(low >= -MAX_ABS_WEIGHT) and bool(high <= MAX_ABS_WEIGHT):
         return
     row, column = (~(weight.detach().abs() <= MAX_ABS_WEIGHT)).nonzero()[0].tolist()
-    raise ValueError(
+    raise InputError(
         f"codebook of {weight.shape[0]} has {float(weight[row, column])} in codeword {row} at column {column}; values "
         f"must be finite and within ±{MAX_ABS_WEIGHT:g}: the training diverged or the weights were damaged; "
         "load or train the model again"
@@ -137,22 +138,22 @@ def check_codes(level_ids: Sequence[Any], codebook_sizes: Sequence[int]) -> tupl
         ValueError: 层数、形状不对，或编号越界（指出第一个）。
     """
     if len(level_ids) != len(codebook_sizes):
-        raise ValueError(
+        raise InputError(
             f"got ids of {len(level_ids)} levels, but the model has {len(codebook_sizes)}: pass one per level"
         )
     out = []
     for i, (ids, size) in enumerate(zip(level_ids, codebook_sizes, strict=True)):
         name = f"l{i + 1}_ids"
         if not isinstance(ids, torch.Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(ids).__name__}; use torch.as_tensor(...)")
+            raise InputTypeError(f"{name} must be a torch.Tensor, got {type(ids).__name__}; use torch.as_tensor(...)")
         if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
-            raise TypeError(f"{name} must have an integer dtype, got {ids.dtype}")
+            raise InputTypeError(f"{name} must have an integer dtype, got {ids.dtype}")
         if ids.ndim != 1 or ids.shape != level_ids[0].shape:
-            raise ValueError(f"{name} has shape {tuple(ids.shape)}; every level needs the same shape (B,)")
+            raise InputError(f"{name} has shape {tuple(ids.shape)}; every level needs the same shape (B,)")
         ids = ids.long()
         bad = (ids < 0) | (ids >= size)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
-            raise ValueError(f"{name} row {row} is {int(ids[row])}; codes of L{i + 1} are in [0, {size})")
+            raise InputError(f"{name} row {row} is {int(ids[row])}; codes of L{i + 1} are in [0, {size})")
         out.append(ids)
     return tuple(out)

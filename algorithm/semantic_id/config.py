@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Dict, Tuple
 
+from .errors import InputError, InputTypeError
 from .limits import check_float, check_int
 
 __all__ = ["EFFORTS", "MAX_BEAM_SIZE", "SemanticIDConfig", "TrainerConfig"]
@@ -68,14 +69,14 @@ class SemanticIDConfig:
         """
         sizes = self.codebook_sizes
         if isinstance(sizes, (str, bytes)) or not hasattr(sizes, "__iter__"):
-            raise TypeError(f"codebook_sizes must be a sequence of ints, got {sizes!r}; try (1024, 4096, 16384)")
+            raise InputTypeError(f"codebook_sizes must be a sequence of ints, got {sizes!r}; try (1024, 4096, 16384)")
         sizes = tuple(check_int(f"codebook_sizes[{i}]", k, 1, MAX_CODEBOOK_SIZE) for i, k in enumerate(sizes))
         if not sizes:
-            raise ValueError("codebook_sizes is empty; at least one level is needed, e.g. (1024, 4096, 16384)")
+            raise InputError("codebook_sizes is empty; at least one level is needed, e.g. (1024, 4096, 16384)")
         levels = check_int("num_codebooks", self.num_codebooks, 1)
         if levels != len(sizes):
             if levels != _DEFAULT_NUM_CODEBOOKS:
-                raise ValueError(
+                raise InputError(
                     f"num_codebooks={levels} contradicts codebook_sizes={sizes} of {len(sizes)} levels; "
                     f"drop num_codebooks (it follows codebook_sizes) or give {levels} sizes"
                 )
@@ -83,7 +84,7 @@ class SemanticIDConfig:
         embedding_dim = check_int("embedding_dim", self.embedding_dim, 1)
         latent_dim = None if self.latent_dim is None else check_int("latent_dim", self.latent_dim, 1)
         if latent_dim is not None and latent_dim > embedding_dim:
-            raise ValueError(
+            raise InputError(
                 f"latent_dim={latent_dim} is wider than embedding_dim={embedding_dim}; "
                 f"use an int in [1, {embedding_dim}], or None for no projection"
             )
@@ -121,11 +122,11 @@ class SemanticIDConfig:
             ValueError: 未知字段或取值越界。
         """
         if not isinstance(values, dict):
-            raise TypeError(f"config must be a JSON object, got {type(values).__name__}")
+            raise InputTypeError(f"config must be a JSON object, got {type(values).__name__}")
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"unknown config field {unknown[0]!r}; known fields: {', '.join(known)}")
+            raise InputError(f"unknown config field {unknown[0]!r}; known fields: {', '.join(known)}")
         return cls(**values).resolved()
 
 
@@ -159,13 +160,13 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         """冻结的 dataclass 没有「之后再改」的问题，所以构造时就校验。"""
         if self.effort not in EFFORTS:
-            raise ValueError(f"effort={self.effort!r} is not supported; use one of {', '.join(map(repr, EFFORTS))}")
+            raise InputError(f"effort={self.effort!r} is not supported; use one of {', '.join(map(repr, EFFORTS))}")
         if self.beam_size is not None:
             check_beam_size(self.beam_size)
         check_int("batch_size", self.batch_size, 1)
         check_float("learning_rate", self.learning_rate, 0.0, math.inf, open_bottom=True)
         if self.init not in ("kmeans", "uniform"):
-            raise ValueError(f"init={self.init!r} is not supported; use 'kmeans' or 'uniform'")
+            raise InputError(f"init={self.init!r} is not supported; use 'kmeans' or 'uniform'")
         check_int("kmeans_iterations", self.kmeans_iterations, 1)
         check_int("seed", self.seed, 0, 2**63 - 1)
         check_float("holdout_rate", self.holdout_rate, 0.0, 0.5)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .errors import InputError, InputTypeError
+
 __all__ = ["MAX_ABS_FEATURE", "MAX_ABS_WEIGHT", "check_float", "check_int"]
 
 # 超过它时 float32 的平方和可能溢出（1e18² × 维度 ≈ 1e36 × D），距离会变成 inf
@@ -33,11 +35,11 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
         ValueError: 越界。
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
+        raise InputTypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
     number = int(value)
     if number < low or (high is not None and number > high):
         bound = f"an int >= {low}" if high is None else f"an int in [{low}, {high}]"
-        raise ValueError(f"{name}={number} is out of range; use {bound}")
+        raise InputError(f"{name}={number} is out of range; use {bound}")
     return number
 
 
@@ -51,7 +53,7 @@ def check_float(
         ValueError: 越界。
     """
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__} ({value!r})")
+        raise InputTypeError(f"{name} must be a float, got {type(value).__name__} ({value!r})")
     try:
         number = float(value)
     except OverflowError:  # 比 1.8e308 还大的整数
@@ -59,5 +61,5 @@ def check_float(
     inside = (low < number if open_bottom else low <= number) and (number < high if open_top else number <= high)
     if not inside or math.isinf(number):
         left, right = "(" if open_bottom else "[", ")" if open_top or math.isinf(high) else "]"
-        raise ValueError(f"{name}={number} is out of range; use a float in {left}{low}, {high}{right}")
+        raise InputError(f"{name}={number} is out of range; use a float in {left}{low}, {high}{right}")
     return number

@@ -19,6 +19,7 @@ from torch import nn
 from .checks import check_codes, check_features, check_finite_rows, check_one_process, check_shape
 from .codebook import VectorQuantizer
 from .config import MAX_BEAM_SIZE, SemanticIDConfig
+from .errors import InputError
 from .limits import check_int
 from .search import beam
 
@@ -144,7 +145,7 @@ class ResidualVectorQuantizer(nn.Module):
         last, levels = self.quantizers[-1], len(self.quantizers)
         num_candidates = check_int("num_candidates", num_candidates, 1)
         if prefixes.shape != (len(x), levels - 1):
-            raise ValueError(f"prefixes has shape {tuple(prefixes.shape)}; need ({len(x)}, {levels - 1})")
+            raise InputError(f"prefixes has shape {tuple(prefixes.shape)}; need ({len(x)}, {levels - 1})")
         if levels > 1:
             check_codes(prefixes.unbind(1), self.config.codebook_sizes[:-1])
         weight, book = last.embedding.weight.detach(), last.prepared(len(x))
@@ -173,7 +174,7 @@ class ResidualVectorQuantizer(nn.Module):
         shape = (len(x), len(self.quantizers))
         if not isinstance(codes, torch.Tensor) or codes.shape != shape:
             found = tuple(codes.shape) if isinstance(codes, torch.Tensor) else type(codes).__name__
-            raise ValueError(f"codes must be a tensor of shape {shape}, one row per feature row, got {found}")
+            raise InputError(f"codes must be a tensor of shape {shape}, one row per feature row, got {found}")
         check_codes(codes.unbind(1), self.config.codebook_sizes)
         out = []
         for start in range(0, len(x), 1024):

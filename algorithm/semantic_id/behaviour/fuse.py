@@ -13,6 +13,7 @@ from typing import Mapping, Tuple
 
 import numpy as np
 
+from ..errors import InputError
 from ..limits import check_float
 from .factors import unit_rows
 
@@ -48,7 +49,7 @@ class Input:
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         """(N, D) → 减均值、单位长，还没有乘权重。"""
         if vectors.ndim != 2 or vectors.shape[1] != len(self.mean):
-            raise ValueError(f"input {self.name!r} must have shape (N, {len(self.mean)}), got {vectors.shape}")
+            raise InputError(f"input {self.name!r} must have shape (N, {len(self.mean)}), got {vectors.shape}")
         return unit_rows(vectors - self.mean)
 
 
@@ -69,7 +70,7 @@ class Fusion:
     def __post_init__(self) -> None:
         names = [one.name for one in self.inputs]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"fusion inputs must be one or more different names, got {names}")
+            raise InputError(f"fusion inputs must be one or more different names, got {names}")
         for one in self.inputs:
             check_float(f"weight of input {one.name!r}", one.weight, 0.0, MAX_WEIGHT, open_bottom=True)
 
@@ -82,10 +83,10 @@ class Fusion:
         """名字 → (N, D) 的各路 → (N, H) float32；一行只看它自己。"""
         wanted = [one.name for one in self.inputs]
         if set(vectors) != set(wanted):
-            raise ValueError(f"fusion needs exactly the inputs {wanted}, got {sorted(vectors)}")
+            raise InputError(f"fusion needs exactly the inputs {wanted}, got {sorted(vectors)}")
         parts = [one.apply(vectors[one.name]) * np.float32(one.weight) for one in self.inputs]
         if len({len(part) for part in parts}) > 1:
-            raise ValueError(
+            raise InputError(
                 f"fusion inputs have {[len(part) for part in parts]} rows; all must describe the same items"
             )
         return np.concatenate(parts, axis=1)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import InputError
 from ..limits import check_int
 from .log import Log, log_of_pairs, log_of_steps, name_keys
 from .tables import Cut, column_of, flatten_lists, open_table, places_of, sort_rows, weights_of
@@ -72,7 +73,7 @@ def read_log(
     cut = cut or Cut()
     columns = set(table.column_names)
     if table.num_rows == 0:
-        raise ValueError(f"{name} is empty; at least one interaction is needed")
+        raise InputError(f"{name} is empty; at least one interaction is needed")
     if "train_items" in columns:
         _refuse(cut, name, "train_items is already the part before valid_item and test_item")
         owners, ids = flatten_lists(table, "train_items", name)
@@ -84,12 +85,12 @@ def read_log(
         _refuse(cut, name, "pairs have no time and no user")
         log = _pairs(table, name, item_ids)._replace(cut="all pairs")
     else:
-        raise ValueError(
+        raise InputError(
             f"{name} has columns {', '.join(table.column_names)}; give user_id, {id_column} and timestamp (one row an "
             "interaction), train_items (one row a user), or two columns of item ids and an optional weight (pairs)"
         )
     if len(log.items) + len(log.pairs) == 0:
-        raise ValueError(
+        raise InputError(
             f"{name}: {log.cut} name no item of the catalog ({log.num_unknown} unknown ids); "
             "give the log of the same catalog, or a later cut"
         )
@@ -110,7 +111,7 @@ def read_held_out(source: Any, item_ids: pa.Array, *, pairs_of: str = "valid", i
         ValueError: pairs_of 不认识、列不齐、有空值，或没有一对两个不同的物品都在物品表里。
     """
     if pairs_of not in PAIRS_OF:
-        raise ValueError(f"pairs_of={pairs_of!r} is unknown; use {' or '.join(PAIRS_OF)}")
+        raise InputError(f"pairs_of={pairs_of!r} is unknown; use {' or '.join(PAIRS_OF)}")
     table, name = open_table(source)
     columns = set(table.column_names)
     if {"train_items", f"{pairs_of}_item"} <= columns:
@@ -125,7 +126,7 @@ def read_held_out(source: Any, item_ids: pa.Array, *, pairs_of: str = "valid", i
         left, right = _sides_of_rows(owners, ids, 1 if pairs_of == "test" else 2)
         num_users = len(np.unique(owners))
     else:
-        raise ValueError(
+        raise InputError(
             f"{name} has no {pairs_of} pairs: give train_items and {pairs_of}_item (one row a user), or user_id, "
             f"{id_column} and timestamp (one row an interaction); columns present: {', '.join(table.column_names)}"
         )
@@ -133,7 +134,7 @@ def read_held_out(source: Any, item_ids: pa.Array, *, pairs_of: str = "valid", i
     pairs = both[(both >= 0).all(axis=1) & (both[:, 0] != both[:, 1])]
     num_unknown = int((both < 0).sum())
     if len(pairs) == 0:
-        raise ValueError(
+        raise InputError(
             f"{name}: {population} hold no two different items of the catalog ({num_unknown} of {both.size} ids are "
             "unknown); give the log of the same catalog"
         )
@@ -172,4 +173,4 @@ def _steps(owners: np.ndarray, ids: pa.Array, item_ids: pa.Array, name: str, cap
 def _refuse(cut: Cut, name: str, why: str) -> None:
     """切不了的形状不装作切过。"""
     if cut.until is not None or cut.leave_last is not None:
-        raise ValueError(f"{name} cannot be cut: {why}; give rows of user_id, item_id and timestamp, or no cut")
+        raise InputError(f"{name} cannot be cut: {why}; give rows of user_id, item_id and timestamp, or no cut")

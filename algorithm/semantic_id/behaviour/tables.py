@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..errors import InputError, InputTypeError
 from ..files.source import one_line
 from ..limits import check_int
 
@@ -47,15 +48,15 @@ def open_table(source: Any) -> Tuple[pa.Table, str]:
         if path.suffix == ".parquet":
             return pq.ParquetFile(path, page_checksum_verification=True).read(), path.name
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path.name} is not readable: {one_line(error)}; write or copy it again") from None
-    raise ValueError(f"interactions file {path.name!r} has unknown extension {path.suffix!r}; use .parquet or .npy")
+        raise InputError(f"{path.name} is not readable: {one_line(error)}; write or copy it again") from None
+    raise InputError(f"interactions file {path.name!r} has unknown extension {path.suffix!r}; use .parquet or .npy")
 
 
 def _table_of_array(array: np.ndarray, name: str) -> pa.Table:
     if array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"{name} must have shape (P, 2), got {array.shape}; one row is one pair of item ids")
+        raise InputError(f"{name} must have shape (P, 2), got {array.shape}; one row is one pair of item ids")
     if array.dtype.kind not in "iuU":
-        raise TypeError(f"{name} must hold item ids (ints or strings), got {array.dtype}")
+        raise InputTypeError(f"{name} must hold item ids (ints or strings), got {array.dtype}")
     return pa.table({"left": pa.array(array[:, 0]), "right": pa.array(array[:, 1])})
 
 
@@ -67,7 +68,7 @@ def column_of(table: pa.Table, which: str, name: str) -> pa.Array:
 def _no_nulls(column: pa.Array, which: str, name: str) -> pa.Array:
     if column.null_count:
         row = int(np.asarray(pc.is_null(column)).argmax())
-        raise ValueError(f"{name} column {which!r} has {column.null_count} nulls, the first in row {row}; drop them")
+        raise InputError(f"{name} column {which!r} has {column.null_count} nulls, the first in row {row}; drop them")
     return column
 
 
@@ -75,25 +76,25 @@ def flatten_lists(table: pa.Table, which: str, name: str) -> Tuple[np.ndarray, p
     """一列列表 → (各行为的主人 (E,)，编号 (E,))，次序照原样。"""
     column = column_of(table, which, name)
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise TypeError(f"{name} column {which!r} has type {column.type}; a list of item ids is needed")
+        raise InputTypeError(f"{name} column {which!r} has type {column.type}; a list of item ids is needed")
     return pc.list_parent_indices(column).to_numpy().astype(np.int64), _no_nulls(pc.list_flatten(column), which, name)
 
 
 def sort_rows(table: pa.Table, name: str, id_column: str, cut: Cut) -> Tuple[np.ndarray, pa.Array, str]:
     """一行一次行为 → (主人, 编号, 英文短语)：切好，排成每人由旧到新。"""
     if "timestamp" not in table.column_names:
-        raise ValueError(
+        raise InputError(
             f"{name} has user_id and {id_column} but no timestamp; add the time of each row, "
             "or give one row a user with train_items in order"
         )
     users, ids, times = (column_of(table, one, name) for one in ("user_id", id_column, "timestamp"))
     if not _is_id(users.type):
-        raise TypeError(f"{name} column 'user_id' has type {users.type}; user ids must be integers or strings")
+        raise InputTypeError(f"{name} column 'user_id' has type {users.type}; user ids must be integers or strings")
     owners = users.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
     clock, until = _clock(times, cut.until, name)
     keep = np.ones(len(owners), dtype=bool) if until is None else clock <= until
     if not keep.any():
-        raise ValueError(f"{name} has no row with timestamp <= {cut.until}; choose a later --until")
+        raise InputError(f"{name} has no row with timestamp <= {cut.until}; choose a later --until")
     ids, owners, clock = ids.filter(pa.array(keep)), owners[keep], clock[keep]
     order = np.lexsort([_ranks(ids), clock, owners])  # 时间相同的，编号小的在前
     owners, phrase = owners[order], "all rows" if until is None else f"rows with timestamp <= {cut.until}"
@@ -121,17 +122,19 @@ def _clock(times: pa.Array, until: Any, name: str) -> Tuple[np.ndarray, Any]:
     elif pa.types.is_floating(kind):
         bad = ~np.isfinite(times.to_numpy(zero_copy_only=False))
         if bad.any():
-            raise ValueError(f"{name} row {int(bad.argmax())} has timestamp {times[int(bad.argmax())]}; give a number")
+            raise InputError(f"{name} row {int(bad.argmax())} has timestamp {times[int(bad.argmax())]}; give a number")
     elif pa.types.is_date(kind):
         times = times.cast(pa.timestamp("us"))
     elif not (pa.types.is_integer(kind) or pa.types.is_timestamp(kind)):
-        raise TypeError(f"{name} column 'timestamp' has type {kind}; use numbers, timestamps, dates or ISO 8601 text")
+        raise InputTypeError(
+            f"{name} column 'timestamp' has type {kind}; use numbers, timestamps, dates or ISO 8601 text"
+        )
     bound = None
     if until is not None:
         try:
             bound = pa.array([until if isinstance(until, datetime) else str(until)]).cast(times.type)
         except (pa.ArrowException, TypeError, ValueError):
-            raise ValueError(
+            raise InputError(
                 f"until={until!r} is no time of {name}, whose timestamps are {kind}; give one of that kind"
             ) from None
     if pa.types.is_timestamp(times.type):
@@ -146,8 +149,8 @@ def _parsed(times: pa.Array, name: str) -> pa.Array:
     if found is None:
         row = next((row for row in range(len(times)) if _parse(times.slice(row, 1)) is None), None)
         if row is None:
-            raise ValueError(f"{name} mixes timestamps with and without a zone; write them all in one way")
-        raise ValueError(
+            raise InputError(f"{name} mixes timestamps with and without a zone; write them all in one way")
+        raise InputError(
             f"{name} row {row} has timestamp {times[row].as_py()!r}; use ISO 8601, such as 2024-05-01T12:00:00Z"
         )
     return found
@@ -170,12 +173,12 @@ def weights_of(table: pa.Table, name: str) -> np.ndarray:
         return np.ones(table.num_rows)
     column = column_of(table, "weight", name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise TypeError(f"{name} column 'weight' has type {column.type}; weights must be numbers")
+        raise InputTypeError(f"{name} column 'weight' has type {column.type}; weights must be numbers")
     weights = column.to_numpy(zero_copy_only=False).astype(np.float64)
     bad = ~(np.isfinite(weights) & (weights > 0))
     if bad.any():
         row = int(bad.argmax())
-        raise ValueError(f"{name} row {row} has weight {weights[row]}; weights must be finite and > 0")
+        raise InputError(f"{name} row {row} has weight {weights[row]}; weights must be finite and > 0")
     return weights
 
 
@@ -184,7 +187,9 @@ def places_of(ids: pa.Array, item_ids: pa.Array, name: str) -> np.ndarray:
     if pa.types.is_dictionary(ids.type):
         ids = ids.cast(ids.type.value_type)
     if pa.types.is_integer(ids.type) != pa.types.is_integer(item_ids.type) or not _is_id(ids.type):
-        raise TypeError(f"{name} has item ids of type {ids.type}, but the catalog has {item_ids.type}; make them agree")
+        raise InputTypeError(
+            f"{name} has item ids of type {ids.type}, but the catalog has {item_ids.type}; make them agree"
+        )
     # 同类的两种宽度（int32 与 int64、string 与 large_string）是同一个编号
     wide = pa.int64() if pa.types.is_integer(ids.type) else pa.large_string()
     found = pc.index_in(ids.cast(wide), value_set=item_ids.cast(wide))

@@ -39,7 +39,7 @@ def _of_the_user(error: BaseException) -> str | None:
         return str(error)
     if _is_out_of_memory(error):
         return f"out of memory ({str(error) or 'no detail'}); use fewer rows at a time or a larger machine"
-    if isinstance(error, (UserError, OSError, ValueError, TypeError)):
+    if isinstance(error, (UserError, OSError)):
         return str(error)
     return None
 

@@ -18,6 +18,7 @@ from typing import Any, Callable, List, NamedTuple, Tuple
 import torch
 import torch.nn.functional as F
 
+from ..errors import InputError, InputTypeError
 from .top_k import CHUNK_ELEMENTS, top_k
 from .trie import PrefixTrie
 
@@ -99,11 +100,11 @@ def beam_search(
     num_results = num_beams if num_results is None else num_results
     for name, value in (("batch_size", batch_size), ("num_beams", num_beams), ("num_results", num_results)):
         if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
+            raise InputTypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
         if value < 1:
-            raise ValueError(f"{name}={value} is out of range; use an int >= 1")
+            raise InputError(f"{name}={value} is out of range; use an int >= 1")
     if num_results > num_beams:
-        raise ValueError(f"num_results={num_results} exceeds num_beams={num_beams}; raise num_beams")
+        raise InputError(f"num_results={num_results} exceeds num_beams={num_beams}; raise num_beams")
     device = trie.device
     codes = torch.zeros(batch_size, 1, 0, dtype=torch.int64, device=device)  # (B, M, l)
     rows = torch.arange(batch_size, device=device)  # (B,) 每批的起始行
@@ -233,13 +234,13 @@ def _checked(logits: Any, num_rows: int, size: int, level: int, device: torch.de
     """step_fn 的返回值的门；转成 float32，累加才不丢位数。"""
     if not isinstance(logits, torch.Tensor) or not logits.dtype.is_floating_point:
         kind = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise TypeError(f"step_fn must return a floating torch.Tensor for L{level + 1}, got {kind}")
+        raise InputTypeError(f"step_fn must return a floating torch.Tensor for L{level + 1}, got {kind}")
     if logits.shape != (num_rows, size):
-        raise ValueError(
+        raise InputError(
             f"step_fn returned logits of shape {tuple(logits.shape)} for L{level + 1}; need ({num_rows}, {size})"
         )
     if logits.device != device:
-        raise ValueError(f"logits are on {logits.device}, but the trie is on {device}; use trie.to(logits.device)")
+        raise InputError(f"logits are on {logits.device}, but the trie is on {device}; use trie.to(logits.device)")
     return logits.float().contiguous()
 
 
@@ -267,7 +268,7 @@ def normalized(logits: torch.Tensor, level: int) -> Tuple[torch.Tensor, torch.Te
 def _check_rows(bad: torch.Tensor, level: int) -> None:
     """指出第一个坏行。"""
     if bool(bad.any()):
-        raise ValueError(
+        raise InputError(
             f"logits for L{level + 1} row {int(bad.nonzero()[0])} hold NaN, +inf or nothing but -inf; "
             "check the model before decoding"
         )

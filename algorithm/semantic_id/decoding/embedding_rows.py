@@ -10,6 +10,7 @@ from typing import Sequence
 
 import torch
 
+from ..errors import InputError, InputTypeError
 from .tokens import TokenLayout
 
 __all__ = ["init_embedding_rows_", "project_codebook"]
@@ -37,19 +38,19 @@ def init_embedding_rows_(
         ValueError: 形状或层数不符。
     """
     if not isinstance(weight, torch.Tensor) or not weight.dtype.is_floating_point:
-        raise TypeError(
+        raise InputTypeError(
             "weight must be a floating torch.Tensor of shape (V, d), e.g. model.get_input_embeddings().weight"
         )
     if weight.ndim != 2 or weight.shape[0] < layout.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"weight has shape {tuple(weight.shape)}, but the tokens reach id {layout.vocab_size - 1}; call "
             "model.resize_token_embeddings(len(tokenizer)) first"
         )
     if len(codebooks) > layout.num_levels:
-        raise ValueError(f"got {len(codebooks)} codebooks for {layout.num_levels} levels; pass at most one per level")
+        raise InputError(f"got {len(codebooks)} codebooks for {layout.num_levels} levels; pass at most one per level")
     for level, codebook in enumerate(codebooks):
         if codebook.ndim != 2 or len(codebook) != layout.sizes[level]:
-            raise ValueError(
+            raise InputError(
                 f"codebook of L{level + 1} has shape {tuple(codebook.shape)}; need ({layout.sizes[level]}, H)"
             )
     width = weight.shape[1]
@@ -76,7 +77,7 @@ def project_codebook(codebook: torch.Tensor, width: int, *, seed: int = 0) -> to
         seed: 随机正交矩阵的种子。
     """
     if isinstance(width, bool) or not hasattr(width, "__index__") or width < 1:
-        raise ValueError(f"width={width!r} must be an int >= 1: the width of the embedding")
+        raise InputError(f"width={width!r} must be an int >= 1: the width of the embedding")
     centered = codebook.detach().cpu().double()
     centered = centered - centered.mean(dim=0)
     # 特征分解 (H, H) 而不是 K × H 的 SVD：K 到 16384，H 只有几百

@@ -23,7 +23,7 @@ from typing import Dict
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, InputTypeError
 from .beam_decoding import TABLE_FRACTION
 from .tokens import TokenLayout
 from .trie import PrefixTrie
@@ -76,13 +76,13 @@ class SemanticIDLogitsProcessor(LogitsProcessor):
             if value is None and name != "prompt_length":
                 continue
             if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
+                raise InputTypeError(f"{name} must be an int, got {type(value).__name__} ({value!r})")
         if trie.sizes != layout.sizes:
-            raise ValueError(f"trie has sizes {trie.sizes}, but the token layout has {layout.sizes}; build both alike")
+            raise InputError(f"trie has sizes {trie.sizes}, but the token layout has {layout.sizes}; build both alike")
         if prompt_length < 0 or (num_ids is not None and num_ids < 1):
-            raise ValueError(f"prompt_length={prompt_length} and num_ids={num_ids} must be >= 0 and >= 1")
+            raise InputError(f"prompt_length={prompt_length} and num_ids={num_ids} must be >= 0 and >= 1")
         if eos_token_id is not None and int(layout.levels_of(torch.tensor([eos_token_id]))[0]):
-            raise ValueError(f"eos_token_id={eos_token_id} is the token of a code; use the model's own EOS")
+            raise InputError(f"eos_token_id={eos_token_id} is the token of a code; use the model's own EOS")
         self.trie, self.layout = trie, layout
         self.prompt_length, self.eos_token_id, self.num_ids = prompt_length, eos_token_id, num_ids
         self._lengths: Dict[int, int] = {}  # 线程 → 上一次调用的长度：几个线程可以同时用同一个对象
@@ -97,7 +97,7 @@ class SemanticIDLogitsProcessor(LogitsProcessor):
         """
         position = self._position(input_ids.shape[1])
         if scores.shape[1] < self.layout.vocab_size:
-            raise ValueError(
+            raise InputError(
                 f"scores cover {scores.shape[1]} tokens, but the token layout reaches id {self.layout.vocab_size - 1}; "
                 "call model.resize_token_embeddings(len(tokenizer))"
             )
@@ -110,7 +110,7 @@ class SemanticIDLogitsProcessor(LogitsProcessor):
         level = position % num_levels
         nodes = self._nodes(input_ids, level)
         if bool((nodes < 0).all()):
-            raise ValueError(
+            raise InputError(
                 f"after {position} generated tokens no row is on its way to an item; is prompt_length="
                 f"{self.prompt_length} right for input_ids of length {input_ids.shape[1]}?"
             )
@@ -195,7 +195,7 @@ class SemanticIDLogitsProcessor(LogitsProcessor):
     def _only_eos(self, scores: torch.Tensor) -> torch.Tensor:
         """全部 ID 都已走完。"""
         if self.eos_token_id is None:
-            raise ValueError(
+            raise InputError(
                 f"all {self.num_ids} IDs are complete and there is no eos_token_id; set it, or use max_new_tokens="
                 f"{(self.num_ids or 0) * self.trie.num_levels}"
             )
@@ -224,5 +224,5 @@ def _usable(scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     broken = ~(best < math.inf)
     if bool(broken.any()):
         row = int(broken.nonzero()[0])
-        raise ValueError(f"scores row {row} hold NaN or +inf for allowed tokens; check the model's logits")
+        raise InputError(f"scores row {row} hold NaN or +inf for allowed tokens; check the model's logits")
     return torch.where(valid & (best == -math.inf)[:, None], _LAST_RESORT, values)

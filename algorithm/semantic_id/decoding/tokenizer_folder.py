@@ -21,6 +21,7 @@ from typing import Any, Dict, Sequence
 import torch
 from safetensors.torch import save as tensors_to_bytes
 
+from ..errors import InputError
 from ..files.durable import sync_folder, write_synced
 from ..files.sealed import parse_json
 from ..files.source import one_line
@@ -80,7 +81,7 @@ def write_tokenizer(
         write_synced(folder / LAYOUT_NAME, text.encode())
         # 读回来再加一次：全都在、词号相同，才算往返精确
         if add_tokens(_load(folder), sizes) != layout:
-            raise ValueError(f"the tokenizer of {str(tokenizer)!r} gives other ids after saving; report this")
+            raise InputError(f"the tokenizer of {str(tokenizer)!r} gives other ids after saving; report this")
         folder.chmod(0o755)  # mkdtemp 只给自己看
         os.replace(folder, output)
     except BaseException:
@@ -110,12 +111,12 @@ def read_layout(folder: Path) -> TokenLayout:
     layout = TokenLayout.from_json(data.decode("utf-8", "replace"), str(where))
     files = parse_json(data, str(where)).get("files", {})
     if not isinstance(files, dict):
-        raise ValueError(f"{where} must hold an object files; write the folder again with `semid tokens`")
+        raise InputError(f"{where} must hold an object files; write the folder again with `semid tokens`")
     for name, digest in files.items():
         if Path(name).name != name:
-            raise ValueError(f"{where} lists {name!r}, which is not a name in this folder")
+            raise InputError(f"{where} lists {name!r}, which is not a name in this folder")
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-            raise ValueError(f"{folder / name} does not match its SHA-256 in {LAYOUT_NAME}; write the folder again")
+            raise InputError(f"{folder / name} does not match its SHA-256 in {LAYOUT_NAME}; write the folder again")
     return layout
 
 
@@ -135,13 +136,13 @@ def _load(folder: Path) -> Any:
     except ImportError:  # 缺 sentencepiece 之类，transformers 自己说得清
         raise
     except Exception as error:  # 坏文件在这里什么都抛，tokenizers 抛的就是 Exception 本身
-        raise ValueError(f"{str(folder)!r} holds no readable tokenizer: {one_line(error)}") from None
+        raise InputError(f"{str(folder)!r} holds no readable tokenizer: {one_line(error)}") from None
 
 
 def _rows(layout: TokenLayout, codebooks: Sequence[torch.Tensor], width: int) -> torch.Tensor:
     """(Σ K_l, d) 词向量，标准差 0.02。"""
     if width < 1:
-        raise ValueError(f"embedding_dim={width} is out of range; use an int >= 1")
+        raise InputError(f"embedding_dim={width} is out of range; use an int >= 1")
     starts = tuple(sum(layout.sizes[:level]) for level in range(layout.num_levels))
     weight = torch.zeros(layout.num_tokens, width)
     init_embedding_rows_(weight, TokenLayout(layout.sizes, starts), codebooks)

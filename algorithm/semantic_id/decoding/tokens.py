@@ -13,6 +13,7 @@ from typing import Any, List, Sequence, Tuple
 
 import torch
 
+from ..errors import InputError, InputTypeError
 from ..files.sealed import seal, unseal
 from ..token_text import MAX_LEVELS, TOKEN, token
 from .trie_build import check_sizes
@@ -43,16 +44,16 @@ class TokenLayout:
         sizes = check_sizes(self.sizes)
         offsets = tuple(self.offsets)
         if any(isinstance(o, bool) or not hasattr(o, "__index__") for o in offsets):
-            raise TypeError(f"offsets={offsets!r} must be ints: the first token id of each level")
+            raise InputTypeError(f"offsets={offsets!r} must be ints: the first token id of each level")
         if len(sizes) > MAX_LEVELS:
-            raise ValueError(f"sizes has {len(sizes)} levels; tokens have letters for {MAX_LEVELS} at most")
+            raise InputError(f"sizes has {len(sizes)} levels; tokens have letters for {MAX_LEVELS} at most")
         if len(offsets) != len(sizes):
-            raise ValueError(f"offsets={offsets} must have one value per level of sizes={sizes}")
+            raise InputError(f"offsets={offsets} must have one value per level of sizes={sizes}")
         ends = [0, *(offset + size for offset, size in zip(offsets, sizes, strict=True))]
         if any(offset < end for offset, end in zip(offsets, ends[:-1], strict=True)):
-            raise ValueError(f"offsets={offsets} overlap or fall with sizes={sizes}; levels must follow each other")
+            raise InputError(f"offsets={offsets} overlap or fall with sizes={sizes}; levels must follow each other")
         if ends[-1] > _MAX_TOKEN_ID:
-            raise ValueError(
+            raise InputError(
                 f"offsets={offsets} with sizes={sizes} reach token id {ends[-1] - 1}; the bound is 2**31 - 1"
             )
         object.__setattr__(self, "sizes", sizes)
@@ -121,7 +122,7 @@ class TokenLayout:
         """
         num_levels = self.num_levels
         if sequences.ndim != 2:
-            raise ValueError(f"sequences have shape {tuple(sequences.shape)}; need (R, T)")
+            raise InputError(f"sequences have shape {tuple(sequences.shape)}; need (R, T)")
         if sequences.shape[1] < num_levels:
             empty = torch.zeros(0, dtype=torch.int64, device=sequences.device)
             return empty, empty.view(0, num_levels)
@@ -138,7 +139,7 @@ class TokenLayout:
         """
         values = self.encode(torch.as_tensor(codes)) - torch.tensor(self.offsets)
         if values.ndim != 1:
-            raise ValueError(
+            raise InputError(
                 f"codes have shape {tuple(values.shape)}; to_text takes one ID of shape ({self.num_levels},)"
             )
         return "".join(token(level, code) for level, code in enumerate(values.tolist()))
@@ -174,7 +175,7 @@ class TokenLayout:
     def level_tokens(self, level: int) -> List[str]:
         """第 level 层（1…L）的全部词面，按编号。"""
         if not 1 <= level <= self.num_levels:
-            raise ValueError(f"level={level} is out of range; use 1..{self.num_levels} (1 is L1)")
+            raise InputError(f"level={level} is out of range; use 1..{self.num_levels} (1 is L1)")
         return [token(level - 1, code) for code in range(self.sizes[level - 1])]
 
     def to_json(self, **more: Any) -> str:
@@ -196,33 +197,33 @@ class TokenLayout:
         """
         record, has_seal = unseal(text.encode("utf-8", "surrogatepass"), where)
         if record.get("format") != _FORMAT:
-            raise ValueError(f"{where} is no token layout: format must be {_FORMAT!r}; write one with `semid tokens`")
+            raise InputError(f"{where} is no token layout: format must be {_FORMAT!r}; write one with `semid tokens`")
         version = record.get("format_version")
         if version not in (1, _FORMAT_VERSION) or isinstance(version, bool):
-            raise ValueError(
+            raise InputError(
                 f"{where} has format_version {version!r}, this semid reads up to {_FORMAT_VERSION}; upgrade semid"
             )
         if version != 1 and not has_seal:
-            raise ValueError(f"{where} has no checksum, but its version always has one; write it again")
+            raise InputError(f"{where} has no checksum, but its version always has one; write it again")
         sizes, offsets = record.get("sizes"), record.get("offsets")
         if not isinstance(sizes, list) or not isinstance(offsets, list):
-            raise ValueError(f"{where} must hold the lists sizes and offsets; write it again with `semid tokens`")
+            raise InputError(f"{where} must hold the lists sizes and offsets; write it again with `semid tokens`")
         return cls(tuple(sizes), tuple(offsets))
 
     def _check(self, values: torch.Tensor, name: str, starts: Sequence[int]) -> None:
         """整数、L 列、每列在 [start, start + K_l) 之内。"""
         if not isinstance(values, torch.Tensor) or values.dtype.is_floating_point or values.dtype == torch.bool:
             kind = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
-            raise TypeError(f"{name} must be an integer torch.Tensor, got {kind}")
+            raise InputTypeError(f"{name} must be an integer torch.Tensor, got {kind}")
         if values.ndim == 0 or values.shape[-1] != self.num_levels:
-            raise ValueError(f"{name} have shape {tuple(values.shape)}; need (..., {self.num_levels}): one per level")
+            raise InputError(f"{name} have shape {tuple(values.shape)}; need (..., {self.num_levels}): one per level")
         low = torch.tensor(starts, device=values.device)
         bad = (values < low) | (values >= low + torch.tensor(self.sizes, device=values.device))
         if bool(bad.any()):
             place = bad.nonzero()[0].tolist()
             value, level = int(values[tuple(place)]), place[-1]
             bound = f"[{starts[level]}, {starts[level] + self.sizes[level]})"
-            raise ValueError(f"{name} at {place[:-1]} has {value} for L{level + 1}; it must be in {bound}")
+            raise InputError(f"{name} at {place[:-1]} has {value} for L{level + 1}; it must be in {bound}")
 
 
 def add_tokens(tokenizer: Any, sizes: Sequence[int]) -> TokenLayout:
@@ -251,7 +252,7 @@ def add_tokens(tokenizer: Any, sizes: Sequence[int]) -> TokenLayout:
     vocabulary = tokenizer.get_vocab()
     present = [word for word in words if word in vocabulary]
     if present and len(present) < len(words):
-        raise ValueError(
+        raise InputError(
             f"the tokenizer already has {len(present)} of the {len(words)} tokens, e.g. {present[0]!r}, so the ids "
             "would not be in one piece; start from the original tokenizer"
         )
@@ -261,11 +262,11 @@ def add_tokens(tokenizer: Any, sizes: Sequence[int]) -> TokenLayout:
     offsets = [ids[sum(layout.sizes[:level])] for level in range(layout.num_levels)]
     expected = [o + code for o, size in zip(offsets, layout.sizes, strict=True) for code in range(size)]
     if ids != expected:
-        raise ValueError(
+        raise InputError(
             "the tokenizer does not hold the tokens in consecutive order; start from the original tokenizer"
         )
     layout = TokenLayout(layout.sizes, tuple(offsets))
     last = [size - 1 for size in layout.sizes]
     if tokenizer.encode(layout.to_text(last), add_special_tokens=False) != layout.encode(torch.tensor(last)).tolist():
-        raise ValueError(f"the tokenizer splits {layout.to_text(last)!r} otherwise than one token per level")
+        raise InputError(f"the tokenizer splits {layout.to_text(last)!r} otherwise than one token per level")
     return layout

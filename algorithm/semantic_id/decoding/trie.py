@@ -18,6 +18,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 import torch
 
+from ..errors import InputError, InputTypeError
 from .trie_build import TrieArrays, build_arrays, check_codes, codes_of_catalog
 from .trie_file import read_trie, write_trie
 from .trie_filter import EmptyFilterError, any_child, item_mask
@@ -298,7 +299,7 @@ class PrefixTrie:
             (R,) int64；不存在或已被过滤的为 −1；几个物品共用一个 ID 时取留下的里面行号最小的。
         """
         if codes.ndim != 2 or codes.shape[1] != self.num_levels:
-            raise ValueError(f"codes have shape {tuple(codes.shape)}; whole IDs have shape (R, {self.num_levels})")
+            raise InputError(f"codes have shape {tuple(codes.shape)}; whole IDs have shape (R, {self.num_levels})")
         leaves = self.walk(codes.to(self.device))
         place = self._first_items(leaves.clamp(min=0))
         if self.kept is not None and len(self.repeats):
@@ -324,7 +325,7 @@ class PrefixTrie:
             EmptyFilterError: 一个物品也不剩。
         """
         if allow is None and deny is None:
-            raise ValueError("filter needs allow or deny: a bool mask of shape (N,) over the items")
+            raise InputError("filter needs allow or deny: a bool mask of shape (N,) over the items")
         keep = torch.ones(len(self.order), dtype=torch.bool, device=self.device)  # (N,) 按 order
         if self.kept is not None:
             keep &= self.kept[1:] > self.kept[:-1]
@@ -354,9 +355,9 @@ class PrefixTrie:
         """验收前缀，返回 (已经走了几层, 结点)。"""
         if not isinstance(prefixes, torch.Tensor) or prefixes.dtype.is_floating_point or prefixes.dtype == torch.bool:
             kind = prefixes.dtype if isinstance(prefixes, torch.Tensor) else type(prefixes).__name__
-            raise TypeError(f"prefixes must be an integer torch.Tensor of shape (R, l), got {kind}")
+            raise InputTypeError(f"prefixes must be an integer torch.Tensor of shape (R, l), got {kind}")
         if prefixes.ndim != 2 or prefixes.shape[1] >= self.num_levels:
-            raise ValueError(
+            raise InputError(
                 f"prefixes have shape {tuple(prefixes.shape)}; need (R, l) with l < {self.num_levels}: a whole ID has "
                 "no continuation"
             )

@@ -14,6 +14,7 @@ from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from ..code_keys import Packing, comparable
+from ..errors import InputError, InputTypeError
 
 __all__ = ["TrieArrays", "build_arrays", "check_codes", "check_sizes", "codes_of_catalog", "narrow_int"]
 
@@ -83,10 +84,10 @@ def check_sizes(sizes: Any) -> Tuple[int, ...]:
     """
     values = tuple(sizes)
     if any(isinstance(size, bool) or not hasattr(size, "__index__") for size in values):
-        raise TypeError(f"sizes={values!r} must be ints, one per level, e.g. (1024, 4096, 16384)")
+        raise InputTypeError(f"sizes={values!r} must be ints, one per level, e.g. (1024, 4096, 16384)")
     values = tuple(int(size) for size in values)
     if not values or min(values) < 1 or max(values) >= 2**31:
-        raise ValueError(f"sizes={values} is out of range; give one int in [1, 2**31) per level")
+        raise InputError(f"sizes={values} is out of range; give one int in [1, 2**31) per level")
     return values
 
 
@@ -98,22 +99,22 @@ def check_codes(codes: np.ndarray, sizes: Sequence[int] | None) -> Tuple[int, ..
         ValueError: 形状不对、没有物品、层数不符，或编号越界（指出第一个坏行）。
     """
     if codes.dtype.kind not in "iu":
-        raise TypeError(f"codes must have an integer dtype, got {codes.dtype}; Semantic IDs are ints")
+        raise InputTypeError(f"codes must have an integer dtype, got {codes.dtype}; Semantic IDs are ints")
     if codes.ndim != 2 or codes.shape[1] == 0:
-        raise ValueError(f"codes must have shape (N, L), got {codes.shape}; stack the levels as columns")
+        raise InputError(f"codes must have shape (N, L), got {codes.shape}; stack the levels as columns")
     if len(codes) == 0:
-        raise ValueError("codes is empty: a trie needs at least one item")
+        raise InputError("codes is empty: a trie needs at least one item")
     if sizes is None:
         sizes = [int(codes[:, level].max()) + 1 for level in range(codes.shape[1])]
     checked = check_sizes([max(1, size) for size in sizes] if sizes is None else sizes)
     if len(checked) != codes.shape[1]:
-        raise ValueError(f"codes have {codes.shape[1]} levels, but sizes={checked} has {len(checked)}; one per column")
+        raise InputError(f"codes have {codes.shape[1]} levels, but sizes={checked} has {len(checked)}; one per column")
     for start in range(0, len(codes), _CHUNK):
         block = codes[start : start + _CHUNK]
         bad = (block < 0) | (block >= np.asarray(checked))  # (≤ _CHUNK, L)
         if bool(bad.any()):
             row, level = (int(i) for i in np.argwhere(bad)[0])
-            raise ValueError(
+            raise InputError(
                 f"codes row {start + row} has L{level + 1} code {block[row, level]}; codes must be in "
                 f"[0, {checked[level]}): fix that row or the sizes"
             )
@@ -126,7 +127,7 @@ def codes_of_catalog(catalog: Any, sizes: Sequence[int] | None) -> Tuple[np.ndar
         np.stack([table.column(name).to_numpy() for name in catalog.id_columns], axis=1) for table in catalog.tables()
     ]
     if not parts:
-        raise ValueError("the catalog has no items: a trie needs at least one")
+        raise InputError("the catalog has no items: a trie needs at least one")
     return np.concatenate(parts), catalog.id_sizes if sizes is None else sizes
 
 

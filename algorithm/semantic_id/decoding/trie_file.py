@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as arrays_from_bytes
 from safetensors.numpy import save as arrays_to_bytes
 
+from ..errors import InputError
 from ..files.durable import write_atomically
 from ..files.sealed import parse_json
 from .trie_build import TrieArrays, check_sizes
@@ -28,7 +29,7 @@ _FORMAT, _FORMAT_VERSION = "semid-trie", 1
 _KEY = "semid"
 
 
-class TrieFileError(ValueError):
+class TrieFileError(InputError):
     """不是前缀树的文件，或被截断、改动。"""
 
 
@@ -100,7 +101,7 @@ def _unnamed(tensors: Dict[str, np.ndarray], num_levels: int) -> TrieArrays:
     arrays = TrieArrays(pointers, edges, tensors["order"], tensors["repeats"])
     strangers = set(tensors) - set(_named(arrays))
     if strangers:
-        raise ValueError(f"it holds an unknown tensor {min(strangers)!r}")
+        raise InputError(f"it holds an unknown tensor {min(strangers)!r}")
     return arrays
 
 
@@ -118,36 +119,36 @@ def _check_structure(arrays: TrieArrays, sizes: Tuple[int, ...]) -> None:
     num_nodes = 1
     everything = [*arrays.pointers, *arrays.edges, arrays.order, arrays.repeats]
     if any(array.ndim != 1 or array.dtype.kind != "i" for array in everything):
-        raise ValueError("every tensor must be one-dimensional and of a signed integer dtype")
+        raise InputError("every tensor must be one-dimensional and of a signed integer dtype")
     for level, size in enumerate(sizes):
         edges = arrays.edges[level]
         _check_pointer(f"pointers.{level}", arrays.pointers[level], num_nodes, len(edges))
         if int(edges.min()) < 0 or int(edges.max()) >= size:
-            raise ValueError(f"edges.{level} leaves [0, {size})")
+            raise InputError(f"edges.{level} leaves [0, {size})")
         rises = np.empty(len(edges), dtype=bool)
         rises[0], rises[1:] = True, edges[1:] > edges[:-1]
         rises[arrays.pointers[level][:-1]] = True  # 每个结点的第一个孩子不必比前一个结点的孩子大
         if not bool(rises.all()):
-            raise ValueError(f"edges.{level} is not sorted within a node")
+            raise InputError(f"edges.{level} is not sorted within a node")
         num_nodes = len(edges)
     num_items, repeats = len(arrays.order), arrays.repeats
     if num_items != num_nodes + len(repeats):
-        raise ValueError(f"order has {num_items} rows for {num_nodes} IDs and {len(repeats)} repeats")
+        raise InputError(f"order has {num_items} rows for {num_nodes} IDs and {len(repeats)} repeats")
     if len(repeats) and (repeats[0] < 0 or repeats[-1] >= num_nodes or bool((repeats[1:] < repeats[:-1]).any())):
-        raise ValueError(f"repeats must rise within [0, {num_nodes})")
+        raise InputError(f"repeats must rise within [0, {num_nodes})")
     seen = np.zeros(num_items, dtype=bool)
     if int(arrays.order.min()) < 0 or int(arrays.order.max()) >= num_items:
-        raise ValueError(f"order leaves [0, {num_items})")
+        raise InputError(f"order leaves [0, {num_items})")
     seen[arrays.order] = True
     if not bool(seen.all()):
-        raise ValueError("order lists a row twice")
+        raise InputError("order lists a row twice")
 
 
 def _check_pointer(name: str, pointer: np.ndarray, num_nodes: int, num_edges: int) -> None:
     """CSR 的行指针：长度对、从 0 到 E、每个结点至少一个孩子。"""
     if pointer.ndim != 1 or pointer.dtype.kind != "i" or len(pointer) != num_nodes + 1:
-        raise ValueError(f"{name} must be ints of shape ({num_nodes + 1},), got {pointer.dtype} {pointer.shape}")
+        raise InputError(f"{name} must be ints of shape ({num_nodes + 1},), got {pointer.dtype} {pointer.shape}")
     if num_edges == 0 or int(pointer[0]) != 0 or int(pointer[-1]) != num_edges:
-        raise ValueError(f"{name} must run from 0 to {num_edges}")
+        raise InputError(f"{name} must run from 0 to {num_edges}")
     if not bool((pointer[1:] > pointer[:-1]).all()):
-        raise ValueError(f"{name} has a node without children")
+        raise InputError(f"{name} has a node without children")

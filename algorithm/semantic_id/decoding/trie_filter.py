@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError, InputTypeError
+
 __all__ = ["EmptyFilterError", "any_child", "item_mask"]
 
 
-class EmptyFilterError(ValueError):
+class EmptyFilterError(InputError):
     """过滤之后一个物品也不剩：没有东西可以生成，而不是生成 NaN。"""
 
 
@@ -24,7 +26,7 @@ def item_mask(mask: Any, num_items: int, name: str) -> torch.Tensor:
     """物品掩码的门；整数数组看起来像行号，按 0/1 读会悄悄留错物品，所以拒绝。"""
     tensor = torch.as_tensor(mask)
     if tensor.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool mask of shape ({num_items},), got dtype {tensor.dtype}")
+        raise InputTypeError(f"{name} must be a bool mask of shape ({num_items},), got dtype {tensor.dtype}")
     if tensor.shape != (num_items,):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; the trie was built from {num_items} items: one each")
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}; the trie was built from {num_items} items: one each")
     return tensor

@@ -31,7 +31,7 @@ def describe_bytes(name: str, rows: int, data: Any) -> Dict[str, Any]:
     return {"name": name, "rows": rows, "bytes": view.nbytes, "sha256": hashlib.sha256(view).hexdigest()}
 
 
-def table_from_bytes(data: Any, entry: Dict[str, Any], where: str, error: Type[ValueError] = ValueError) -> pa.Table:
+def table_from_bytes(data: Any, entry: Dict[str, Any], where: str, error: Type[ValueError] = InputError) -> pa.Table:
     """核对字节数、SHA-256 与行数之后读成表。
 
     Args:

@@ -10,6 +10,8 @@ import hashlib
 import json
 from typing import Any, Dict, List, Mapping, Tuple, Type
 
+from ..errors import InputError
+
 __all__ = ["SEAL", "canonical", "parse_json", "seal", "unseal"]
 
 SEAL = "self_sha256"
@@ -31,7 +33,7 @@ def seal(record: Mapping[str, Any], indent: int | None = 2) -> bytes:
     return (json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode("utf-8")
 
 
-def unseal(data: bytes, where: str, error: Type[ValueError] = ValueError) -> Tuple[Dict[str, Any], bool]:
+def unseal(data: bytes, where: str, error: Type[ValueError] = InputError) -> Tuple[Dict[str, Any], bool]:
     """带校验和的 JSON 字节 → 内容。
 
     Args:
@@ -55,7 +57,7 @@ def unseal(data: bytes, where: str, error: Type[ValueError] = ValueError) -> Tup
     return record, expected is not None
 
 
-def parse_json(data: bytes, where: str, error: Type[ValueError] = ValueError) -> Any:
+def parse_json(data: bytes, where: str, error: Type[ValueError] = InputError) -> Any:
     """严格的 JSON：UTF-8、没有重复的键、没有 NaN、嵌套有限。
 
     Raises:
@@ -76,9 +78,9 @@ def _no_repeats(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     """重复的键后者会悄悄盖掉前者。"""
     out = dict(pairs)
     if len(out) != len(pairs):
-        raise ValueError("an object has the same key twice")
+        raise InputError("an object has the same key twice")
     return out
 
 
 def _no_constants(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise InputError(f"{name} is no JSON number")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
+from ..errors import InputError, InputTypeError
 from ..limits import MAX_ABS_FEATURE, check_int
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def finish_block(start: int, ids: pa.Array, vectors: np.ndarray, name: str, name
         value = float(vectors[row, column])
         who = f" (item_id {ids[row].as_py()!r})" if named else ""
         bound = f"absolute values must be <= {MAX_ABS_FEATURE:g}" if np.isfinite(value) else "values must be finite"
-        raise ValueError(
+        raise InputError(
             f"{name} row {start + row}{who} has {value} at column {column}; {bound}: clean or drop that row"
         )
     return Block(start, ids, np.ascontiguousarray(vectors, dtype=np.float32))
@@ -145,15 +146,15 @@ def check_block_rows(block_rows: Any) -> int:
 def check_shape(shape: Sequence[int], name: str) -> None:
     """(N, D)，N 与 D 都至少为 1。"""
     if len(shape) != 2:
-        raise ValueError(f"{name} must have shape (N, D), got {tuple(shape)}; one vector is x[None]")
+        raise InputError(f"{name} must have shape (N, D), got {tuple(shape)}; one vector is x[None]")
     if shape[0] < 1 or shape[1] < 1:
-        raise ValueError(f"{name} is empty: shape {tuple(shape)}; at least one row and one column are needed")
+        raise InputError(f"{name} is empty: shape {tuple(shape)}; at least one row and one column are needed")
 
 
 def check_numpy_dtype(dtype: np.dtype, name: str) -> None:
     """只收实浮点：整数向量多半是拿错了列，object 则要靠 pickle。"""
     if dtype.kind != "f":
-        raise TypeError(f"{name} must have a real floating dtype, got {dtype}; convert with .astype('float32')")
+        raise InputTypeError(f"{name} must have a real floating dtype, got {dtype}; convert with .astype('float32')")
 
 
 def row_numbers(start: int, stop: int) -> pa.Array:

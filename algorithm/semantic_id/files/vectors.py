@@ -17,6 +17,7 @@ from typing import Any, Iterator
 
 import numpy as np
 
+from ..errors import InputError, InputTypeError
 from .source import (
     DEFAULT_BLOCK_ROWS,
     Block,
@@ -78,7 +79,7 @@ def open_vectors(
     """
     source = _open(features, id_column, vector_column)
     if expected_dim is not None and source.dim != expected_dim:
-        raise ValueError(
+        raise InputError(
             f"features {source.description} has width {source.dim}, but the model was built with "
             f"embedding_dim={expected_dim}; use features of that width or train a new model"
         )
@@ -108,7 +109,7 @@ def check_unique_ids(source: VectorSource) -> None:
     twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
     first = pc.index(ids, twice).as_py()
     second = first + 1 + pc.index(ids.slice(first + 1), twice).as_py()
-    raise ValueError(
+    raise InputError(
         f"item_id {twice.as_py()!r} appears more than once: rows {first} and {second}; "
         "item ids must be unique: drop or rename one of them"
     )
@@ -122,7 +123,7 @@ def _open(features: Any, id_column: str, vector_column: str) -> VectorSource:
         return _open_path(Path(features), id_column, vector_column)
     if isinstance(features, np.ndarray):
         if isinstance(features, np.ma.MaskedArray):
-            raise TypeError(
+            raise InputTypeError(
                 "features is a masked array, whose masked values have no meaning here; fill it with .filled()"
             )
         check_numpy_dtype(features.dtype, "features")
@@ -131,11 +132,15 @@ def _open(features: Any, id_column: str, vector_column: str) -> VectorSource:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(features, torch.Tensor):
         if not features.dtype.is_floating_point:
-            raise TypeError(f"features must have a real floating dtype, got {features.dtype}; convert with .float()")
+            raise InputTypeError(
+                f"features must have a real floating dtype, got {features.dtype}; convert with .float()"
+            )
         if features.layout != torch.strided:
-            raise TypeError(f"features must be a dense tensor, got layout {features.layout}; convert with .to_dense()")
+            raise InputTypeError(
+                f"features must be a dense tensor, got layout {features.layout}; convert with .to_dense()"
+            )
         return _ArraySource(features, "features")
-    raise TypeError(
+    raise InputTypeError(
         f"features must be a tensor, a NumPy array, a .npy path or a Parquet path, got {type(features).__name__}; "
         "use numpy.asarray(..., dtype='float32')"
     )
@@ -153,7 +158,7 @@ def _open_path(path: Path, id_column: str, vector_column: str) -> VectorSource:
 
     if path.is_dir() or path.suffix == ".parquet" or is_parquet(path):
         return ParquetSource(path, id_column, vector_column)
-    raise ValueError(
+    raise InputError(
         f"features file {str(path)!r} has unknown extension {path.suffix!r}; "
         "use .npy, .parquet or a folder of .parquet files"
     )

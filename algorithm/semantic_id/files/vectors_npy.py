@@ -10,6 +10,7 @@ from typing import Iterator, Tuple
 
 import numpy as np
 
+from ..errors import InputError, InputTypeError
 from .source import (
     DEFAULT_BLOCK_ROWS,
     Block,
@@ -44,11 +45,11 @@ class NpyFile:
         self.shape, self._fortran, self.dtype, self._offset = _read_header(path)
         check_shape(self.shape, path.name)
         if self.dtype.hasobject:
-            raise TypeError(f"{path.name} has dtype {self.dtype}, which needs pickle; save plain numbers instead")
+            raise InputTypeError(f"{path.name} has dtype {self.dtype}, which needs pickle; save plain numbers instead")
         need = self._offset + self.shape[0] * self.shape[1] * self.dtype.itemsize
         size = path.stat().st_size
         if size < need:
-            raise ValueError(
+            raise InputError(
                 f"{path} is cut short: {size} bytes, but its header promises {need}; write or copy it again"
             )
 
@@ -69,7 +70,7 @@ class NpyFile:
                 rows = min(block_rows, stop - at)
                 flat = np.fromfile(file, self.dtype, rows * width)
                 if flat.size != rows * width:
-                    raise ValueError(f"{self._path} became shorter while being read; do not write to it during a run")
+                    raise InputError(f"{self._path} became shorter while being read; do not write to it during a run")
                 yield at, flat.reshape(rows, width)
 
 
@@ -99,11 +100,11 @@ def _read_header(path: Path) -> Tuple[Tuple[int, ...], bool, np.dtype, int]:
             elif version == (2, 0):
                 shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
             else:
-                raise ValueError(f"format version {version} is not supported")
+                raise InputError(f"format version {version} is not supported")
             if not all(type(size) is int for size in shape):  # True 也是 int 的一种，NumPy 放它过来
-                raise ValueError(f"shape {shape} must hold plain ints")
+                raise InputError(f"shape {shape} must hold plain ints")
         except Exception as error:  # 头里的坏字节可以触发任何解析错误，对用户都是同一件事
-            raise ValueError(
+            raise InputError(
                 f"{path} is not a readable .npy file: {one_line(error)}; write it again with numpy.save"
             ) from None
         return shape, fortran, dtype, file.tell()

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..errors import InputError, InputTypeError
 from .source import DEFAULT_BLOCK_ROWS, Block, VectorSource, check_block_rows, finish_block, one_line, stamp_files
 
 __all__ = ["ParquetSource", "is_parquet"]
@@ -49,7 +50,7 @@ class ParquetSource(VectorSource):
         self._names = [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in self._files]
         self.num_rows, self.id_type, vector_type = self._scan_footers()
         if self.num_rows == 0:
-            raise ValueError(f"{path} is empty: 0 rows in {len(self._files)} file(s); at least one row is needed")
+            raise InputError(f"{path} is empty: 0 rows in {len(self._files)} file(s); at least one row is needed")
         self.dim = self._find_dim(vector_type)
         self.description = f"{path.name} ({self.num_rows} x {self.dim}, columns {id_column!r} and {vector_column!r})"
         self.stamp = stamp_files(self._files, self._names)
@@ -76,7 +77,7 @@ class ParquetSource(VectorSource):
                     yield finish_block(start, pa.concat_arrays(pending_ids), buffer, self._vector_column, named=True)
                     start, filled, pending_ids, buffer = start + filled, 0, [], None
         if start != stop or filled:
-            raise ValueError(f"{self.description}: rows changed while being read; do not write to it during a run")
+            raise InputError(f"{self.description}: rows changed while being read; do not write to it during a run")
 
     def id_blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[pa.Array]:
         """只读编号列，特征列的字节一个不碰。"""
@@ -93,13 +94,13 @@ class ParquetSource(VectorSource):
                 schema = file.schema_arrow
                 for flag, column in (("--id-column", self._id_column), ("--vector-column", self._vector_column)):
                     if schema.get_field_index(column) < 0:
-                        raise ValueError(
+                        raise InputError(
                             f"{here} has no column {column!r} (or has it twice); columns present: "
                             f"{', '.join(schema.names)}; choose one with {flag}"
                         )
                 found = (schema.field(self._id_column).type, schema.field(self._vector_column).type)
                 if types is not None and found != types:
-                    raise ValueError(
+                    raise InputError(
                         f"{here} has column types {_show(found)}, but {first} has {_show(types)}; make them agree"
                     )
                 types, first = found, first or here
@@ -116,10 +117,10 @@ class ParquetSource(VectorSource):
             batch, name, _ = next(self._batches([self._id_column, self._vector_column], rows=1))
             first = _storage(batch.column(1))
             if not first.is_valid()[0].as_py():
-                raise ValueError(_null_vector(name, 0, batch.column(0)[0].as_py(), self._vector_column))
+                raise InputError(_null_vector(name, 0, batch.column(0)[0].as_py(), self._vector_column))
             dim = len(first[0])
         if dim < 1:
-            raise ValueError(f"column {self._vector_column!r} has width 0; at least one value per vector is needed")
+            raise InputError(f"column {self._vector_column!r} has width 0; at least one value per vector is needed")
         return dim
 
     def _batches(
@@ -142,7 +143,7 @@ class ParquetSource(VectorSource):
                     try:
                         batch = next(batches, None)
                     except (pa.ArrowException, OSError) as error:
-                        raise ValueError(
+                        raise InputError(
                             f"{path} is damaged near row {row}: {one_line(error)}; copy it again"
                         ) from None
                     if batch is None:
@@ -160,7 +161,7 @@ class ParquetSource(VectorSource):
         """编号不许为空；字典编码展开成值的类型，否则各批字典不同，无法拼接。"""
         if ids.null_count:
             at = row + int(np.argmax(ids.is_null().to_numpy(zero_copy_only=False)))
-            raise ValueError(
+            raise InputError(
                 f"{name}: {self._id_column!r} is null at row {at}; every item needs an id: fill or drop that row"
             )
         return ids if ids.type == self.id_type else ids.cast(self.id_type)
@@ -170,12 +171,12 @@ class ParquetSource(VectorSource):
         lists = _storage(column)
         if lists.null_count:
             at = int(np.argmax(lists.is_null().to_numpy(zero_copy_only=False)))
-            raise ValueError(_null_vector(name, row + at, ids[at].as_py(), self._vector_column))
+            raise InputError(_null_vector(name, row + at, ids[at].as_py(), self._vector_column))
         if not pa.types.is_fixed_size_list(lists.type):
             lengths = pc.list_value_length(lists).to_numpy()  # (b,)
             if bool((lengths != self.dim).any()):
                 at = int(np.argmax(lengths != self.dim))
-                raise ValueError(
+                raise InputError(
                     f"{name} row {row + at} (item_id {ids[at].as_py()!r}) has a vector of length {lengths[at]}, but "
                     f"the first row has {self.dim}; all vectors of {self._vector_column!r} need the same length"
                 )
@@ -183,7 +184,7 @@ class ParquetSource(VectorSource):
         if values.null_count:
             flat = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
             at, where = divmod(flat, self.dim)
-            raise ValueError(
+            raise InputError(
                 f"{name} row {row + at} (item_id {ids[at].as_py()!r}) has a null at column {where} of "
                 f"{self._vector_column!r}; fill it or drop that row"
             )
@@ -216,7 +217,7 @@ def _list_files(folder: Path) -> List[Path]:
             raise _refuse(folder, path, "it is no Parquet file")
         found.append(path)
     if not found:
-        raise ValueError(f"folder {str(folder)!r} holds no .parquet file; give a folder of Parquet files")
+        raise InputError(f"folder {str(folder)!r} holds no .parquet file; give a folder of Parquet files")
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 
@@ -236,7 +237,7 @@ def _walk(folder: Path, seen: Set[str]) -> Iterator[Path]:
 
 
 def _refuse(folder: Path, path: Path, why: str) -> ValueError:
-    return ValueError(
+    return InputError(
         f"features folder {str(folder)!r} holds {path.relative_to(folder).as_posix()!r}, which cannot be read: {why}; "
         "move it away, or give the files to read in a folder of their own"
     )
@@ -249,7 +250,7 @@ def _open(path: Path) -> pq.ParquetFile:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, PermissionError):
             raise
-        raise ValueError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
+        raise InputError(f"{path} is not a readable Parquet file: {one_line(error)}; write or copy it again") from None
 
 
 def _plain_id_type(found: pa.DataType, column: str) -> pa.DataType:
@@ -262,7 +263,7 @@ def _plain_id_type(found: pa.DataType, column: str) -> pa.DataType:
         pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary,
     )  # fmt: skip
     if not any(test(plain) for test in good):
-        raise TypeError(
+        raise InputTypeError(
             f"id column {column!r} has type {found}; item ids must be integers, strings or bytes: cast the column"
         )
     return plain
@@ -273,7 +274,7 @@ def _list_type(found: pa.DataType, column: str) -> pa.DataType:
     plain = found.storage_type if isinstance(found, pa.BaseExtensionType) else found
     lists = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
     if not any(test(plain) for test in lists) or not pa.types.is_floating(plain.value_type):
-        raise TypeError(
+        raise InputTypeError(
             f"vector column {column!r} has type {found}; it must be a list or fixed-size list of float16, float32 or "
             "float64: cast the column or choose another with --vector-column"
         )

@@ -13,6 +13,7 @@ from typing import Callable, List, Sequence, Tuple
 
 import numpy as np
 
+from ..errors import InputError
 from ..files.source import VectorSource
 from .prefix_means import add_by_group_
 
@@ -79,7 +80,7 @@ def _check_table(sizes: Sequence[int], dim: int) -> None:
     """向量表放得下。"""
     need = sum(sizes) * dim * 8
     if need > MAX_TABLE_BYTES:
-        raise ValueError(
+        raise InputError(
             f"codebook_sizes={tuple(sizes)} need a table of {need} bytes, more than {MAX_TABLE_BYTES}; renumber the "
             "codes of each level from 0"
         )

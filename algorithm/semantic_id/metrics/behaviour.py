@@ -12,6 +12,7 @@ from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
+from ..errors import InputError
 from .codes import gini, group_sizes
 from .neighbours import check_rows
 
@@ -92,8 +93,8 @@ def embedding_hit_rate(neighbours: Any, partners: Sequence[np.ndarray], k: int) 
     """
     near = np.asarray(neighbours)
     if near.ndim != 2 or len(near) != len(partners) or len(near) == 0:
-        raise ValueError(f"neighbours must have shape (Q, >= {k}) with Q={len(partners)} >= 1, got {near.shape}")
+        raise InputError(f"neighbours must have shape (Q, >= {k}) with Q={len(partners)} >= 1, got {near.shape}")
     if not 1 <= k <= near.shape[1]:
-        raise ValueError(f"k={k} is out of range; neighbours hold {near.shape[1]} columns")
+        raise InputError(f"k={k} is out of range; neighbours hold {near.shape[1]} columns")
     shares = [np.isin(wanted, row[:k]).mean() for row, wanted in zip(near, partners, strict=True)]
     return float(np.mean(shares))

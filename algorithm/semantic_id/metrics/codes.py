@@ -11,6 +11,7 @@ from typing import Any, Tuple
 import numpy as np
 
 from ..code_keys import lexical_keys
+from ..errors import InputError, InputTypeError
 
 __all__ = [
     "check_codes",
@@ -47,11 +48,11 @@ def code_counts(codes_level: Any, num_codewords: int) -> np.ndarray:
     """
     codes = np.asarray(codes_level)
     if codes.ndim != 1:
-        raise ValueError(f"codes_level must have shape (N,), got {codes.shape}; pass one level: codes[:, 0]")
+        raise InputError(f"codes_level must have shape (N,), got {codes.shape}; pass one level: codes[:, 0]")
     codes = _check_integers(codes, "codes_level")
     if codes.size and not (0 <= codes.min() and codes.max() < num_codewords):
         row = int(((codes < 0) | (codes >= num_codewords)).argmax())
-        raise ValueError(f"codes_level row {row} is {codes[row]}; codes must be in [0, {num_codewords})")
+        raise InputError(f"codes_level row {row} is {codes[row]}; codes must be in [0, {num_codewords})")
     return np.bincount(codes, minlength=num_codewords)
 
 
@@ -97,7 +98,7 @@ def perplexity(counts: Any) -> float:
     counts = _check_counts(counts)
     total = float(counts.sum())
     if total < 1:
-        raise ValueError("counts sum to 0; perplexity needs at least one row")
+        raise InputError("counts sum to 0; perplexity needs at least one row")
     used = counts[counts > 0]
     # H = ln N − Σ n ln n / N，与定义相等，少一次除法的舍入；clip 只收掉最后一位的越界
     entropy = np.log(total) - float((used * np.log(used)).sum()) / total
@@ -125,7 +126,7 @@ def gini(counts: Any) -> float:
     ordered = np.sort(_check_counts(counts)).astype(np.float64)
     total, size = float(ordered.sum()), ordered.size
     if total < 1:
-        raise ValueError("counts sum to 0; gini needs at least one row")
+        raise InputError("counts sum to 0; gini needs at least one row")
     rank = 2.0 * np.arange(1, size + 1) - size - 1
     return float((rank * ordered).sum() / (size * total))
 
@@ -234,14 +235,14 @@ def relative_mse(squared_error_sum: float, squared_deviation_sum: float) -> floa
         True
     """
     if not (squared_error_sum >= 0 and squared_deviation_sum >= 0):
-        raise ValueError(f"sums of squares must be >= 0, got {squared_error_sum} and {squared_deviation_sum}")
+        raise InputError(f"sums of squares must be >= 0, got {squared_error_sum} and {squared_deviation_sum}")
     return None if squared_deviation_sum == 0 else float(squared_error_sum / squared_deviation_sum)
 
 
 def _check_integers(array: np.ndarray, name: str) -> np.ndarray:
     """空列表会变成 float64，这里只对非空的挑剔。"""
     if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must have an integer dtype, got {array.dtype}")
+        raise InputTypeError(f"{name} must have an integer dtype, got {array.dtype}")
     return array.astype(np.int64, copy=False)  # uint64 超过 2**63 会变负，随后被「非负」拦下
 
 
@@ -249,9 +250,9 @@ def _check_counts(counts: Any) -> np.ndarray:
     """(K,) 非负整数，K ≥ 1。"""
     counts = _check_integers(np.asarray(counts), "counts")
     if counts.ndim != 1 or counts.size == 0:
-        raise ValueError(f"counts must have shape (K,) with K >= 1, got {counts.shape}")
+        raise InputError(f"counts must have shape (K,) with K >= 1, got {counts.shape}")
     if counts.min() < 0:
-        raise ValueError(f"counts has a negative entry {counts.min()}; counts are >= 0")
+        raise InputError(f"counts has a negative entry {counts.min()}; counts are >= 0")
     return counts
 
 
@@ -259,7 +260,7 @@ def check_codes(codes: Any) -> np.ndarray:
     """(N, L) 非负整数，N ≥ 1，L ≥ 1。"""
     codes = _check_integers(np.asarray(codes), "codes")
     if codes.ndim != 2 or 0 in codes.shape:
-        raise ValueError(f"codes must have shape (N, L) with N, L >= 1, got {codes.shape}")
+        raise InputError(f"codes must have shape (N, L) with N, L >= 1, got {codes.shape}")
     if codes.min() < 0:
-        raise ValueError(f"codes has a negative entry {codes.min()}; codes start at 0")
+        raise InputError(f"codes has a negative entry {codes.min()}; codes start at 0")
     return codes

@@ -14,6 +14,7 @@ from typing import Any, List, Tuple
 import numpy as np
 
 from ..code_keys import lexical_keys
+from ..errors import InputError, InputTypeError
 from .codes import check_codes
 from .neighbours import check_rows
 
@@ -49,7 +50,7 @@ def prefix_groups(codes: Any, length: int) -> np.ndarray:
     """
     codes = check_codes(codes)
     if not 1 <= length <= codes.shape[1]:
-        raise ValueError(f"length={length} is out of range; codes has {codes.shape[1]} levels, use 1..{codes.shape[1]}")
+        raise InputError(f"length={length} is out of range; codes has {codes.shape[1]} levels, use 1..{codes.shape[1]}")
     return np.unique(lexical_keys(codes[:, :length]), return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
@@ -146,7 +147,7 @@ def neighbour_share(codes: Any, neighbours: Any, queries: Any = None) -> List[fl
     rows = np.arange(len(codes)) if queries is None else check_rows(queries, len(codes), "queries")
     near = np.asarray(neighbours)
     if near.ndim != 2 or 0 in near.shape or len(near) != len(rows):
-        raise ValueError(f"neighbours must have shape (Q, M) with Q={len(rows)} and M >= 1, got {near.shape}")
+        raise InputError(f"neighbours must have shape (Q, M) with Q={len(rows)} and M >= 1, got {near.shape}")
     near = check_rows(near.reshape(-1), len(codes), "neighbours").reshape(near.shape)
     return [float((group[near] == group[rows][:, None]).mean()) for group in groups]
 
@@ -177,7 +178,7 @@ def prefix_chance(codes: Any) -> List[float]:
     groups = _all_prefix_groups(np.asarray(codes))
     total = len(groups[0])
     if total < 2:
-        raise ValueError("codes has 1 row; the chance level needs at least two items")
+        raise InputError("codes has 1 row; the chance level needs at least two items")
     counts = [np.bincount(group) for group in groups]
     return [float((n * (n - 1.0)).sum() / (total * (total - 1.0))) for n in counts]
 
@@ -214,11 +215,11 @@ def co_consumption(codes: Any, pairs: Any) -> Tuple[List[float], List[float], Li
     total = len(groups[0])
     both = np.asarray(pairs)
     if both.ndim != 2 or both.shape[1] != 2 or len(both) == 0:
-        raise ValueError(f"pairs must have shape (P, 2) with P >= 1, got {both.shape}")
+        raise InputError(f"pairs must have shape (P, 2) with P >= 1, got {both.shape}")
     both = check_rows(both.reshape(-1), total, "pairs").reshape(-1, 2)
     if (same := both[:, 0] == both[:, 1]).any():
         row = int(same.argmax())
-        raise ValueError(f"pairs row {row} pairs item {both[row, 0]} with itself; drop such rows first")
+        raise InputError(f"pairs row {row} pairs item {both[row, 0]} with itself; drop such rows first")
     first, second = (np.bincount(column, minlength=total).astype(np.float64) for column in both.T)  # (N,)
     itself = float((first * second).sum())
     random_pairs = float(len(both)) ** 2 - itself
@@ -233,7 +234,7 @@ def co_consumption(codes: Any, pairs: Any) -> Tuple[List[float], List[float], Li
 def _all_prefix_groups(codes: np.ndarray) -> List[np.ndarray]:
     """各前缀长度（1…L）的前缀组，各 (N,)。"""
     if codes.ndim != 2:
-        raise ValueError(f"codes must have shape (N, L) with N, L >= 1, got {codes.shape}")
+        raise InputError(f"codes must have shape (N, L) with N, L >= 1, got {codes.shape}")
     return [prefix_groups(codes, length) for length in range(1, codes.shape[1] + 1)] or [prefix_groups(codes, 1)]
 
 
@@ -242,12 +243,12 @@ def _contingency(groups: Any, labels: Any) -> Tuple[np.ndarray, np.ndarray, np.n
     group, label = np.asarray(groups), np.asarray(labels)
     for name, array, kinds in (("groups", group, "iu"), ("labels", label, "iuU")):
         if array.ndim != 1 or array.size == 0:
-            raise ValueError(f"{name} must have shape (N,) with N >= 1, got {array.shape}")
+            raise InputError(f"{name} must have shape (N,) with N >= 1, got {array.shape}")
         if array.dtype.kind not in kinds:
             allowed = "integers" if kinds == "iu" else "integers or strings; drop rows without a label"
-            raise TypeError(f"{name} must hold {allowed}, got dtype {array.dtype}")
+            raise InputTypeError(f"{name} must hold {allowed}, got dtype {array.dtype}")
     if len(group) != len(label):
-        raise ValueError(f"groups has {len(group)} rows but labels has {len(label)}; they must match")
+        raise InputError(f"groups has {len(group)} rows but labels has {len(label)}; they must match")
     names, label = np.unique(label, return_inverse=True)
     group = np.unique(group, return_inverse=True)[1]
     cells, joint = np.unique(group.reshape(-1) * len(names) + label.reshape(-1), return_counts=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError, InputTypeError
+
 __all__ = ["NearestSoFar", "check_rows", "exact_neighbours", "sample_rows"]
 
 _BLOCK_BYTES = 64 << 20  # 一块得分矩阵的上限：再大也不更快
@@ -30,7 +32,7 @@ def sample_rows(num_rows: int, num_samples: int, seed: int) -> np.ndarray:
         [0, 1, 2]
     """
     if num_rows < 1 or num_samples < 1:
-        raise ValueError(f"num_rows and num_samples must be >= 1, got {num_rows} and {num_samples}")
+        raise InputError(f"num_rows and num_samples must be >= 1, got {num_rows} and {num_samples}")
     if num_samples >= num_rows:
         return np.arange(num_rows)
     return np.sort(np.random.default_rng(seed).choice(num_rows, num_samples, replace=False))
@@ -59,11 +61,11 @@ def exact_neighbours(features: Any, num_neighbours: int = 10, queries: Any = Non
     """
     x = np.ascontiguousarray(features, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"features must have shape (N, D) with N, D >= 1, got {x.shape}")
+        raise InputError(f"features must have shape (N, D) with N, D >= 1, got {x.shape}")
     if not np.isfinite(x).all():
-        raise ValueError(f"features row {int((~np.isfinite(x)).any(axis=1).argmax())} has NaN or Inf; drop such rows")
+        raise InputError(f"features row {int((~np.isfinite(x)).any(axis=1).argmax())} has NaN or Inf; drop such rows")
     if not 1 <= num_neighbours < len(x):
-        raise ValueError(f"num_neighbours={num_neighbours} is out of range; with {len(x)} rows use 1..{len(x) - 1}")
+        raise InputError(f"num_neighbours={num_neighbours} is out of range; with {len(x)} rows use 1..{len(x) - 1}")
     rows = np.arange(len(x)) if queries is None else check_rows(queries, len(x), "queries")
     squares = np.square(x).sum(axis=1)  # (N,)
     # 一个得分的舍入误差不超过 (D + 2) · eps · (‖x‖ + ‖c‖)²；左右各一个，再放宽一倍
@@ -86,12 +88,12 @@ def check_rows(rows: Any, total: int, name: str) -> np.ndarray:
     """(Q,) 行号，在 [0, total)。"""
     rows = np.asarray(rows)
     if rows.ndim != 1 or rows.size == 0:
-        raise ValueError(f"{name} must have shape (Q,) with Q >= 1, got {rows.shape}")
+        raise InputError(f"{name} must have shape (Q,) with Q >= 1, got {rows.shape}")
     if rows.dtype.kind not in "iu":
-        raise TypeError(f"{name} must have an integer dtype, got {rows.dtype}")
+        raise InputTypeError(f"{name} must have an integer dtype, got {rows.dtype}")
     if rows.min() < 0 or rows.max() >= total:
         bad = int(((rows < 0) | (rows >= total)).argmax())
-        raise ValueError(f"{name} entry {bad} is {rows[bad]}; row numbers must be in [0, {total})")
+        raise InputError(f"{name} entry {bad} is {rows[bad]}; row numbers must be in [0, {total})")
     return rows.astype(np.int64, copy=False)
 
 
@@ -153,7 +155,7 @@ class NearestSoFar:
             ValueError: 看过的候选不够 M 个。
         """
         if bool((self._rows >= 0).sum(axis=1).min() < self._count):
-            raise ValueError(f"num_neighbours={self._count} needs more rows than were seen")
+            raise InputError(f"num_neighbours={self._count} needs more rows than were seen")
         found = np.empty((len(self._queries), self._count), dtype=np.int64)
         for q, query in enumerate(self._queries):
             rows = self._rows[q]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..errors import InputError
 from ..limits import check_int
 from . import native, tiles
 from .prepared import PreparedCodebook, prepare, untraced
@@ -28,7 +29,7 @@ def nearest(x: torch.Tensor, codebook: PreparedCodebook, *, num_threads: int | N
         ValueError: x 的形状或设备与码本不符，或 `num_threads` 小于 1。
     """
     if x.ndim != 2 or x.shape[1] != codebook.width or x.device != codebook.table.device:
-        raise ValueError(
+        raise InputError(
             f"x is {tuple(x.shape)} on {x.device}, but the codebook needs (B, {codebook.width}) "
             f"on {codebook.table.device}"
         )

@@ -15,6 +15,7 @@ from typing import Any, Callable, TypeVar, cast
 import numpy as np
 import torch
 
+from ..errors import InputError
 from .isa import ISAS, Isa, available, pack
 from .products import bfloat16_losses, mixed_product, pack_halves
 
@@ -114,7 +115,7 @@ class PreparedCodebook:
         """
         weight = _as_weight(weight)
         if weight.shape != (self.size, self.width) or weight.device != self.table.device:
-            raise ValueError(
+            raise InputError(
                 f"weight is {tuple(weight.shape)} on {weight.device}, but the prepared codebook is "
                 f"{(self.size, self.width)} on {self.table.device}; call prepare again"
             )
@@ -208,7 +209,7 @@ def _choose_path(device: torch.device) -> tuple[str, Isa | None]:
     """环境变量 `SEMID_SEARCH` 选路径；不在 CPU 上的码本总走 torch。"""
     wish = os.environ.get("SEMID_SEARCH", "auto")
     if wish not in _PATHS:
-        raise ValueError(f"SEMID_SEARCH={wish!r} is not supported; use one of {', '.join(_PATHS)}")
+        raise InputError(f"SEMID_SEARCH={wish!r} is not supported; use one of {', '.join(_PATHS)}")
     if device.type != "cpu":
         return "torch", None
     compiled = {isa.name: isa for isa in available()}
@@ -225,7 +226,7 @@ def _choose_path(device: torch.device) -> tuple[str, Isa | None]:
 def _as_weight(weight: torch.Tensor) -> torch.Tensor:
     """码本的形状与 dtype。"""
     if weight.ndim != 2 or weight.shape[0] < 1 or weight.shape[1] < 1 or weight.dtype != torch.float32:
-        raise ValueError(f"weight must be float32 of shape (K, H), got {weight.dtype} {tuple(weight.shape)}")
+        raise InputError(f"weight must be float32 of shape (K, H), got {weight.dtype} {tuple(weight.shape)}")
     return weight.detach()
 
 

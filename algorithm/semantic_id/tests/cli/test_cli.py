@@ -18,6 +18,7 @@ import pytest
 
 from algorithm.semantic_id.cli import app as cli
 from algorithm.semantic_id.cli.options import Model, Session
+from algorithm.semantic_id.errors import InputError
 
 N, D = 240, 6
 RNG = np.random.default_rng(3)
@@ -256,7 +257,7 @@ def test_full_disk_and_bugs_and_interrupts(room, tmp_path, capsys, monkeypatch):
     assert fails(capsys, "info", "m") == "error: No space left on device: '/data/x'; free some space and run again\n"
     monkeypatch.setattr(command, "run", raising(PermissionError(13, "Permission denied", "/data/x")))
     assert fails(capsys, "info", "m") == "error: Permission denied: '/data/x'\n"
-    monkeypatch.setattr(command, "run", raising(ValueError("two\nlines")))
+    monkeypatch.setattr(command, "run", raising(InputError("two\nlines")))
     assert fails(capsys, "info", "m") == "error: two lines\n"
     monkeypatch.setattr(command, "run", raising(RuntimeError("our bug")))
     code, out, err = run(capsys, "info", "m")
