@@ -125,14 +125,7 @@ def encode_catalog(
         )
     assign.check_policy(unique, prefix_price)
     shards = plan_shards(source.num_rows, rows_per_part)
-    plan = {
-        "model_fingerprint": model.fingerprint(),
-        "features": source.description,
-        "stamp": source.stamp,
-        "rows_per_part": int(rows_per_part),
-        "unique": unique,
-        "prefix_price": str(float(prefix_price)),
-    }
+    plan = _plan(model, source, rows_per_part, unique, prefix_price)
     with new_catalog(target, plan, overwrite=overwrite, resume=resume) as folder:
         if source.num_rows <= _CHECK_IDS_FIRST:
             check_unique_ids(source)
@@ -155,16 +148,32 @@ def encode_catalog(
             rows_in_memory=rows_in_memory,
             **settled,
         )
+    return {"output": os.fspath(output), **_summary(manifest), "unique": unique, **settled["figures"]}
+
+
+def _plan(
+    model: SemanticIDModel, source: VectorSource, rows_per_part: int, unique: str, prefix_price: float
+) -> Dict[str, Any]:
+    """结果由什么决定：续跑时须全同。"""
     return {
-        "output": os.fspath(output),
+        "model_fingerprint": model.fingerprint(),
+        "features": source.description,
+        "stamp": source.stamp,
+        "rows_per_part": int(rows_per_part),
+        "unique": unique,
+        "prefix_price": str(float(prefix_price)),
+    }
+
+
+def _summary(manifest: Dict[str, Any]) -> Dict[str, Any]:
+    """清单里值得说的。"""
+    return {
         "num_items": manifest["num_items"],
         "num_parts": len(manifest["parts"]),
         "bytes": sum(part["bytes"] for part in manifest["parts"]),
         "codebook_sizes": manifest["codebook_sizes"],
         "fingerprint": manifest["model_fingerprint"],
         "features": manifest["features"],
-        "unique": unique,
-        **settled["figures"],
     }
 
 

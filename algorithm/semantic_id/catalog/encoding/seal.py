@@ -153,24 +153,8 @@ def seal(
         ValueError: item_id 重复。
         CatalogError: 分片缺失、损坏，行数不符，或 ID 没能唯一。
     """
-    entries: List[Dict[str, Any]] = []
-    notes = []
     columns = ["item_id", *id_columns(len(sizes), unique)]
-    id_type = ""
-    for shard in shards:
-        table = read_staged(staging / shard_name(shard))
-        if table.num_rows != shard.stop - shard.start:
-            raise CatalogError(f"{shard_name(shard)} has {table.num_rows} rows, not {shard.stop - shard.start}")
-        notes.append(note_of(table))
-        codes = codes_of(table)
-        if moves is not None:
-            rows, placement = moves
-            here = np.flatnonzero((rows >= shard.start) & (rows < shard.stop))
-            codes[rows[here] - shard.start] = placement.codes[here]
-        tail = None if suffix is None else suffix[shard.start : shard.stop]
-        ids = table.column("item_id").combine_chunks()
-        id_type = str(ids.type)
-        entries.append(write_table(folder, part_name(shard.number), id_table(ids, codes, tail)))
+    entries, notes, id_type = _write_parts(folder, staging, shards, suffix, moves)
     total = shards[-1].stop
     max_suffix = (figures or {}).get("max_suffix", 0)
     packing = Packing([*sizes, *([max_suffix + 1] if suffix is not None else [])])
@@ -204,6 +188,34 @@ def seal(
             "history": [{"generation": 0, "features": features, "added": total, **(figures or {})}],
         },
     )
+
+
+def _write_parts(
+    folder: Path,
+    staging: Path,
+    shards: Sequence[Shard],
+    suffix: np.ndarray | None,
+    moves: tuple[np.ndarray, Placement] | None,
+) -> tuple[List[Dict[str, Any]], List[Dict[str, Any]], str]:
+    """编码途中的分片加上去重的结果，写成正式的分片；返回清单里的各项、各片的误差、item_id 的类型。"""
+    entries: List[Dict[str, Any]] = []
+    notes = []
+    id_type = ""
+    for shard in shards:
+        table = read_staged(staging / shard_name(shard))
+        if table.num_rows != shard.stop - shard.start:
+            raise CatalogError(f"{shard_name(shard)} has {table.num_rows} rows, not {shard.stop - shard.start}")
+        notes.append(note_of(table))
+        codes = codes_of(table)
+        if moves is not None:
+            rows, placement = moves
+            here = np.flatnonzero((rows >= shard.start) & (rows < shard.stop))
+            codes[rows[here] - shard.start] = placement.codes[here]
+        tail = None if suffix is None else suffix[shard.start : shard.stop]
+        ids = table.column("item_id").combine_chunks()
+        id_type = str(ids.type)
+        entries.append(write_table(folder, part_name(shard.number), id_table(ids, codes, tail)))
+    return entries, notes, id_type
 
 
 def _reference(notes: Sequence[Dict[str, Any]], levels: int, dim: int) -> Dict[str, Any]:
