@@ -63,7 +63,7 @@ def worker(folder: Path) -> None:
     result = evaluate.run(
         Session("en", progress=False), folder / "model", folder / "x.npy", items=folder / "items.parquet",
         labels="category",
-        interactions=folder / "interactions.parquet", output=folder / "evaluation",
+        interactions=folder / "interactions.parquet", pairs_of="test", output=folder / "evaluation",
     )  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     keys = ("relative_mse", "collision_rate", "neighbour_share", "co_consumption_lift", "embedding_hit_rate_10")

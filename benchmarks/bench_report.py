@@ -61,7 +61,7 @@ def build(folder: Path, rows: int, sizes: tuple[int, ...]) -> tuple[Path, int, f
     evaluate.run(
         Session("en", progress=False), folder / "model", folder / "x.npy", items=folder / "items.parquet",
         labels="category",
-        interactions=folder / "interactions.parquet", output=folder / "model" / "evaluation",
+        interactions=folder / "interactions.parquet", pairs_of="test", output=folder / "model" / "evaluation",
     )  # fmt: skip
     start = time.perf_counter()
     result = write_report([folder / "model"], folder / "report.html")

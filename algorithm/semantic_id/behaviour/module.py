@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from ..errors import InputError
 from .cold import CENTRES, ColdRule, fit_cold_rule
 from .fuse import Input
 from .log import Log, name_keys
@@ -94,7 +95,7 @@ class Behaviour(nn.Module):
         order = np.argsort(keys, kind="stable")
         keys, known = keys[order], known[order]
         if (keys[1:] == keys[:-1]).any():
-            raise ValueError("two item ids have the same 64-bit digest; rename one of them")
+            raise InputError("two item ids have the same 64-bit digest; rename one of them")
         out = cls(features.shape[1], recipe, len(known), len(cold.centres))
         found: Dict[str, Any] = {"mean": centre.mean, "keys": keys.view(np.int64), "rows": rows[known]}
         for name, value in found.items():

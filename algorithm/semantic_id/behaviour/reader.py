@@ -24,7 +24,10 @@ from .tables import Cut, column_of, flatten_lists, open_table, places_of, sort_r
 __all__ = ["MAX_PER_USER", "PAIRS_OF", "Cut", "HeldOut", "read_held_out", "read_log"]
 
 MAX_PER_USER = 1000  # 再多的多半是机器人或转售；近的更能说明问题
-PAIRS_OF = ("valid", "test")
+PAIRS_OF = {
+    "valid": ("train_items", "valid_item"),
+    "test": ("valid_item", "test_item"),
+}  # 考题 → 一行一个用户时要的两列
 
 
 class HeldOut(NamedTuple):
@@ -114,9 +117,10 @@ def read_held_out(source: Any, item_ids: pa.Array, *, pairs_of: str = "valid", i
         raise InputError(f"pairs_of={pairs_of!r} is unknown; use {' or '.join(PAIRS_OF)}")
     table, name = open_table(source)
     columns = set(table.column_names)
-    if {"train_items", f"{pairs_of}_item"} <= columns:
-        first = "last of train_items" if pairs_of == "valid" else "valid_item"
-        population = f"pairs ({first}, {pairs_of}_item)"
+    if set(PAIRS_OF[pairs_of]) <= columns:
+        population = (
+            "pairs (last of train_items, valid_item)" if pairs_of == "valid" else "pairs (valid_item, test_item)"
+        )
         left, right = _sides_of_lists(table, pairs_of, name)
         num_users = table.num_rows
     elif {"user_id", id_column} <= columns:
@@ -127,7 +131,7 @@ def read_held_out(source: Any, item_ids: pa.Array, *, pairs_of: str = "valid", i
         num_users = len(np.unique(owners))
     else:
         raise InputError(
-            f"{name} has no {pairs_of} pairs: give train_items and {pairs_of}_item (one row a user), or user_id, "
+            f"{name} has no {pairs_of} pairs: give {' and '.join(PAIRS_OF[pairs_of])} (one row a user), or user_id, "
             f"{id_column} and timestamp (one row an interaction); columns present: {', '.join(table.column_names)}"
         )
     both = np.stack([places_of(side, item_ids, name) for side in (left, right)], axis=1)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Tuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..errors import InputError, InputTypeError
-from ..files.source import one_line
+from ..files.parquet_bytes import read_table
+from ..files.vectors_npy import NpyFile
 from ..limits import check_int
 
 __all__ = ["Cut", "column_of", "flatten_lists", "open_table", "places_of", "sort_rows", "weights_of"]
@@ -42,13 +42,12 @@ def open_table(source: Any) -> Tuple[pa.Table, str]:
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"interactions path {str(path)!r} does not exist; give a .parquet or a .npy file")
-    try:
-        if path.suffix == ".npy":
-            return _table_of_array(np.load(path, allow_pickle=False), path.name), path.name
-        if path.suffix == ".parquet":
-            return pq.ParquetFile(path, page_checksum_verification=True).read(), path.name
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path.name} is not readable: {one_line(error)}; write or copy it again") from None
+    if path.suffix == ".parquet":
+        return read_table(path), path.name
+    if path.suffix == ".npy":
+        return _table_of_array(
+            np.concatenate([rows for _, rows in NpyFile(path).blocks(1 << 20)]), path.name
+        ), path.name
     raise InputError(f"interactions file {path.name!r} has unknown extension {path.suffix!r}; use .parquet or .npy")
 
 

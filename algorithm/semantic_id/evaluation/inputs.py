@@ -1,12 +1,12 @@
-"""评估要读的别的文件：物品信息、用户行为；在门口对齐到特征的行，对不上的报错或数清楚。
+"""评估要读的别的文件：物品信息；在门口对齐到特征的行，对不上的报错或数清楚。用户行为由 `behaviour/reader.py` 读。
 
-形状字母：N 物品数，P 物品对数。只读；各文件的格式写在 `docs/guides/evaluate.md`。
+形状字母：N 物品数。只读；各文件的格式写在 `docs/guides/evaluate.md`。
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,8 @@ from ..files.parquet_bytes import read_schema, read_table
 from ..files.source import VectorSource
 
 __all__ = [
-    "Interactions",
     "ItemFacts",
     "lookup_ids",
-    "read_interactions",
     "read_item_facts",
     "same_rows",
     "source_ids",
@@ -41,22 +39,6 @@ class ItemFacts(NamedTuple):
     labels: pa.Array | None
     num_missing: int
     matched_by: str = "id"
-
-
-class Interactions(NamedTuple):
-    """物品对，行号指向特征。
-
-    Attributes:
-        pairs: (P, 2) int64，两个不同的物品。
-        population: 这些对是哪些，英文短语，写进结果。
-        num_users: 用户数。
-        num_unknown: 行为里有、特征里没有的物品编号出现的次数；牵涉到的对不算。
-    """
-
-    pairs: np.ndarray
-    population: str
-    num_users: int
-    num_unknown: int
 
 
 def source_ids(source: VectorSource) -> pa.Array:
@@ -115,74 +97,6 @@ def read_item_facts(
     return ItemFacts(titles, labels, missing, "id" if id_column in table.column_names else "row")
 
 
-def read_interactions(path: Path, source: VectorSource, id_column: str = "item_id") -> Interactions:
-    """用户行为 → 先后相邻的物品对。
-
-    两种 Parquet：一行一个用户（train_items 列表，可选 valid_item、test_item），或一行一次行为（user_id、物品编号列，
-    按时间排好）。有 valid_item 与 test_item 时只用这一对，它没有参与过训练；否则用全部相邻的对。
-
-    Args:
-        path: Parquet 文件。
-        source: 特征；编号列决定怎样认物品，没有则编号就是行号。
-        id_column: 一行一次行为时的物品编号列。
-
-    Raises:
-        FileNotFoundError: 文件不存在。
-        TypeError: 编号的类型与特征的不同。
-        ValueError: 列不齐，或没有一对两个物品都在特征里。
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"interactions path {str(path)!r} does not exist; give a .parquet file")
-    table = read_table(path)
-    names = table.column_names
-    if {"valid_item", "test_item"} <= set(names):
-        left, right = (table.column(name).combine_chunks() for name in ("valid_item", "test_item"))
-        population, users = "held-out pairs (valid_item, test_item)", table.num_rows
-    elif "train_items" in names:
-        left, right, users = _steps_of_lists(table, path)
-        population = "consecutive items of train_items"
-    elif {"user_id", id_column} <= set(names):
-        left, right, users = _steps_of_rows(table, id_column)
-        population = "consecutive rows of a user"
-    else:
-        raise InputError(
-            f"{path.name} needs train_items (one row a user) or user_id and {id_column} (one row an interaction); "
-            f"columns present: {', '.join(names)}"
-        )
-    known = source_ids(source)
-    both = np.stack(
-        [lookup_ids(pa.chunked_array([known]), _cast(ids, known.type, path)) for ids in (left, right)], axis=1
-    )
-    unknown = int((both < 0).sum())
-    pairs = both[(both >= 0).all(axis=1) & (both[:, 0] != both[:, 1])]
-    if len(pairs) == 0:
-        raise InputError(
-            f"{path.name} has no pair of two different items of {source.description}: {unknown} of {both.size} item "
-            "ids are unknown; give the interactions of the same catalog"
-        )
-    return Interactions(pairs, population, users, unknown)
-
-
-def _steps_of_lists(table: pa.Table, path: Path) -> Tuple[pa.Array, pa.Array, int]:
-    """一行一个用户 → 列表里前后相邻的两个。"""
-    column = table.column("train_items").combine_chunks()
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise InputTypeError(f"{path.name} column 'train_items' has type {column.type}; a list of item ids is needed")
-    flat, owner = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
-    same = pa.array(owner[1:] == owner[:-1])
-    return flat.slice(0, max(len(flat) - 1, 0)).filter(same), flat.slice(1).filter(same), len(column)
-
-
-def _steps_of_rows(table: pa.Table, id_column: str) -> Tuple[pa.Array, pa.Array, int]:
-    """一行一次行为 → 同一用户前后相邻的两行；文件里的先后就是时间。"""
-    users = table.column("user_id").combine_chunks().dictionary_encode()
-    numbers = users.indices.to_numpy(zero_copy_only=False)
-    order = np.argsort(numbers, kind="stable")
-    items, owner = table.column(id_column).combine_chunks().take(pa.array(order)), numbers[order]
-    same = pa.array(owner[1:] == owner[:-1])
-    return items.slice(0, max(len(items) - 1, 0)).filter(same), items.slice(1).filter(same), len(users.dictionary)
-
-
 def lookup_ids(haystack: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
     """(n,) int64：每个编号在 haystack 的第几行，没有的是 −1；类型不同（例如整数对字符串）时都没有。"""
     try:
@@ -190,16 +104,6 @@ def lookup_ids(haystack: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return np.full(len(ids), -1, dtype=np.int64)
     return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _cast(ids: pa.Array, kind: pa.DataType, path: Path) -> pa.Array:
-    """行为里的编号 → 特征的编号类型。"""
-    if pa.types.is_integer(ids.type) == pa.types.is_integer(kind):
-        try:
-            return ids.cast(kind)
-        except pa.ArrowInvalid:
-            pass
-    raise InputTypeError(f"{path.name} has item ids of type {ids.type}, but the features have {kind}; make them agree")
 
 
 def _text(table: pa.Table, name: str, rows: pa.Array) -> pa.Array:

@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from algorithm.interfaces import SemanticIDModel
 
+from ..behaviour.reader import HeldOut, read_held_out
 from ..errors import InputError
 from ..files.source import VectorSource
 from ..files.vectors import open_vectors
 from ..metrics.additive_means import MAX_TABLE_BYTES
 from .given_codes import GivenCodes, read_codes
-from .inputs import Interactions, ItemFacts, read_interactions, read_item_facts
+from .inputs import ItemFacts, read_item_facts, source_ids
 
 __all__ = ["Inputs", "ItemCatalog", "Request", "open_inputs"]
 
@@ -55,6 +56,7 @@ class Request:
         items: 物品信息（title 与标签列）；None 时若 `features` 是一个 Parquet 文件就用它自己。
         labels: 标签列的名字。
         interactions: 用户行为。
+        pairs_of: 用每人的哪一对，见 `behaviour.reader.PAIRS_OF`；没给行为时不起作用。
         open_catalog: 打开物品表的函数，量去重之后的冲突；None 则不量。
         unseen: 没见过的物品的特征，量泛化。
         id_column: 各文件的物品编号列。
@@ -68,6 +70,7 @@ class Request:
     items: Path | None = None
     labels: str | None = None
     interactions: Path | None = None
+    pairs_of: str = "valid"
     open_catalog: Callable[[], ItemCatalog] | None = None
     unseen: Path | None = None
     id_column: str = "item_id"
@@ -103,7 +106,7 @@ class Inputs(NamedTuple):
     sizes: Tuple[int, ...]
     sizes_inferred: bool
     facts: ItemFacts | None
-    interactions: Interactions | None
+    interactions: HeldOut | None
     catalog: ItemCatalog | None
     unseen: VectorSource | None
 
@@ -121,7 +124,10 @@ def open_inputs(request: Request) -> Inputs:
     codes = None if request.codes is None else read_codes(request.codes, source, id_column)
     sizes = _sizes(model, None if codes is None else codes.codes, request.codebook_sizes, source.dim)
     facts = _facts(request, source)
-    behaviour = None if request.interactions is None else read_interactions(request.interactions, source, id_column)
+    behaviour = None
+    if request.interactions is not None:
+        ids = source_ids(source)
+        behaviour = read_held_out(request.interactions, ids, pairs_of=request.pairs_of, id_column=id_column)
     catalog = None if request.open_catalog is None else request.open_catalog()
     if catalog is not None:
         _check_catalog(catalog, model, sizes)

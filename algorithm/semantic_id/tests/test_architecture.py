@@ -45,7 +45,7 @@ ROOMS: Dict[str, Tuple[str, str]] = {
     "decoding": ("base files", "numpy torch safetensors tokenizers transformers"),
     "training": ("base search files metrics model", "numpy torch pyarrow"),
     # 只认 interfaces 里的协议，不认模型
-    "evaluation": ("base files metrics", "numpy pyarrow torch"),
+    "evaluation": ("base files metrics behaviour", "numpy pyarrow torch"),
     "report": ("base files metrics evaluation", "numpy pyarrow jinja2"),
     "cli": (
         "base files model catalog catalog.format catalog.encoding catalog.changes"

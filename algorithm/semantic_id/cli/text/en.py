@@ -169,6 +169,7 @@ TEXT: Dict[str, str] = {
     "evaluate.items": "Parquet of titles and labels",
     "evaluate.labels": "label column of --items",
     "evaluate.interactions": "Parquet of user sequences",
+    "evaluate.pairs_of": "which held-out step; choose by valid",
     "evaluate.catalog": "catalog: collisions after assignment",
     "evaluate.unseen": "vectors of unseen items",
     "evaluate.output": "folder for semid report",

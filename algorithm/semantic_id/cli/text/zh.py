@@ -171,6 +171,7 @@ TEXT: Dict[str, str] = {
     "evaluate.items": "物品信息 .parquet（title 与标签列）",
     "evaluate.labels": "标签列",
     "evaluate.interactions": "用户行为 .parquet",
+    "evaluate.pairs_of": "用每人的哪一步当考题；挑做法只看 valid",
     "evaluate.catalog": "物品表，量去重之后的冲突",
     "evaluate.unseen": "没见过的物品的特征，量泛化",
     "evaluate.output": "评估目录，semid report 读它",

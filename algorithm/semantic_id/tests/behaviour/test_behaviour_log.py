@@ -173,7 +173,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_log(tmp_path / "none.parquet", ITEMS)
     (tmp_path / "log.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(ValueError, match=r"log\.parquet is not readable"):
+    with pytest.raises(ValueError, match=r"log\.parquet is not a readable Parquet"):
         read_log(tmp_path / "log.parquet", ITEMS)
     (tmp_path / "log.csv").write_text("a,b")
     with pytest.raises(ValueError, match="unknown extension"):

@@ -14,7 +14,7 @@ from algorithm.semantic_id import SemanticIDConfig, SemanticIDEncoder, train_cod
 from algorithm.semantic_id.cli import app as cli
 from algorithm.semantic_id.evaluation.folder import read_evaluation_folder
 from algorithm.semantic_id.evaluation.given_codes import read_codes
-from algorithm.semantic_id.evaluation.inputs import read_interactions, read_item_facts
+from algorithm.semantic_id.evaluation.inputs import read_item_facts
 from algorithm.semantic_id.files.vectors import open_vectors
 from algorithm.semantic_id.metrics import records
 
@@ -49,7 +49,9 @@ def room(tmp_path_factory):
     shuffled = pa.table({"item_id": [IDS[i] for i in order], "name": order, "topic": TOPIC[order].astype(str)})
     pq.write_table(shuffled, folder / "facts.parquet")
     same = [[IDS[j] for j in np.flatnonzero(TOPIC == TOPIC[i])[:4]] for i in range(60)]
-    pq.write_table(pa.table({"user_id": range(60), "train_items": same}), folder / "users.parquet")
+    users = {"train_items": [row[:2] for row in same], "valid_item": [row[2] for row in same]}
+    users["test_item"] = [row[3] for row in same]
+    pq.write_table(pa.table(users), folder / "users.parquet")
     encoder = SemanticIDEncoder(SemanticIDConfig(embedding_dim=D, codebook_sizes=(6, 8)))
     train_codebook(encoder, X, 2, output_dir=folder / "model", progress=False)
     np.save(folder / "codes.npy", encoder.encode_codes(torch.from_numpy(X)).numpy())
@@ -139,7 +141,8 @@ def test_command_doors(room, capsys, tmp_path):
         ((model, x, "--codebook-sizes", "6,8"), "only for --codes"),
         ((model, x, "--labels", "brand"), "no column 'brand'; columns present: item_id, title, topic, embedding"),
         ((model, x, "--labels", "embedding"), "labels must be strings or integers"),
-        ((model, x, "--interactions", x), "needs train_items"),
+        ((model, x, "--interactions", x), "has no valid pairs: give train_items and valid_item"),
+        ((model, x, "--interactions", room / "users.parquet", "--pairs-of", "train"), "use valid or test"),
         ((model, x, "--items", tmp_path / "none.parquet"), "does not exist"),
         ((model, x, "--catalog", tmp_path / "none"), "does not exist"),
         ((model, x, "--unseen", room / "codes.npy"), "dtype"),
@@ -207,25 +210,10 @@ def test_parquet_codes_follow_the_ids(room, tmp_path):
         read_codes(tmp_path / "minus.npy", source, "item_id")
 
 
-def test_interactions_by_hand(tmp_path):
-    source = open_vectors(X[:5])  # 没有编号列：编号就是行号
-    lists = {"train_items": [[0, 1, 1, 2], [3], [], [9, 4, 0]]}
-    pq.write_table(pa.table(lists), tmp_path / "lists.parquet")
-    got = read_interactions(tmp_path / "lists.parquet", source)
-    assert got.pairs.tolist() == [[0, 1], [1, 2], [4, 0]]  # 自己对自己的不算，9 不认识
-    assert (got.num_users, got.num_unknown, got.population) == (4, 1, "consecutive items of train_items")
-    rows = {"user_id": ["b", "a", "b", "a"], "item_id": [0, 1, 2, 3]}
-    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
-    assert read_interactions(tmp_path / "rows.parquet", source).pairs.tolist() == [[0, 2], [1, 3]]
-    pq.write_table(
-        pa.table({**lists, "valid_item": [1, 2, 3, 8], "test_item": [4, 2, 0, 1]}), tmp_path / "held.parquet"
-    )
-    held = read_interactions(tmp_path / "held.parquet", source)
-    assert (held.pairs.tolist(), held.num_unknown) == ([[1, 4], [3, 0]], 1)
-    assert held.population.startswith("held-out")
-    pq.write_table(pa.table({"valid_item": [8], "test_item": [9]}), tmp_path / "strangers.parquet")
-    with pytest.raises(ValueError, match="2 of 2 item ids are unknown"):
-        read_interactions(tmp_path / "strangers.parquet", source)
-    pq.write_table(pa.table({"train_items": [["a", "b"]]}), tmp_path / "text.parquet")
-    with pytest.raises(TypeError, match="item ids of type string, but the features have int64"):
-        read_interactions(tmp_path / "text.parquet", source)
+def test_pairs_of_says_which_held_out_step_is_judged(room, capsys):
+    command = ("evaluate", "--codes", room / "codes.npy", room / "x.parquet", "--interactions", room / "users.parquet")
+    chosen, final = (run_json(capsys, *command, *more) for more in ((), ("--pairs-of", "test")))
+    assert chosen["interactions"] == "pairs (last of train_items, valid_item)"
+    assert final["interactions"] == "pairs (valid_item, test_item)"
+    assert (chosen["num_users"], chosen["num_unknown_interactions"]) == (60, 0)
+    assert 0 < chosen["num_pairs"] <= 60

@@ -333,7 +333,9 @@ class Fuzz:
             write_odd_parquet(path, trial.rng, {"item_id": "ids", "title": "ids", "category": "codes"})
             more: Dict[str, Any] = {"items": path, "labels": trial.rng.choice(["category", "title", "nope"])}
         else:
-            columns = trial.rng.choice([{"user_id": "ids", "item_id": "ids", "time": "codes"}, {"item_ids": "vectors"}])
+            columns = trial.rng.choice(
+                [{"user_id": "ids", "item_id": "ids", "timestamp": "codes"}, {"item_ids": "vectors"}]
+            )
             write_odd_parquet(path, trial.rng, columns)
             more = {"interactions": path}
         open_inputs(Request(self.world / "x.parquet", load_model=lambda: self._model, **more))
