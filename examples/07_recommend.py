@@ -36,9 +36,7 @@ def main() -> None:
     rng = np.random.default_rng(torch.manual_seed(0).initial_seed())
     # 一、特征 → 语义 ID；撞在一起的加一个后缀，一个物品一个 ID
     encoder = SemanticIDEncoder(SemanticIDConfig(codebook_sizes=(32, 32, 32)))
-    train_codebook(
-        encoder, FOLDER / "items.parquet", num_epochs=0, config=TrainerConfig(max_train_rows=4000), progress=False
-    )
+    train_codebook(encoder, FOLDER / "items.parquet", 0, config=TrainerConfig(max_train_rows=4000), progress=False)
     blocks = open_vectors(FOLDER / "items.parquet").blocks(8192)
     codes = torch.cat([encoder.encode_codes(torch.from_numpy(block.vectors)) for block in blocks])  # (N, 3)
     suffix = [int((codes[:row] == code).all(dim=1).sum()) for row, code in enumerate(codes)]  # 前面有几个同号的

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Tuple, Type
 
@@ -21,7 +20,7 @@ from algorithm.interfaces import SemanticIDEncoderInterface
 from .checks import check_level
 from .config import SemanticIDConfig, check_beam_size
 from .errors import InputError, InputTypeError
-from .exact_linear import exact_linear
+from .exact_linear import FeatureNetwork
 from .files import checkpoint
 from .files.durable import one_writer
 from .files.model_card import model_card
@@ -31,67 +30,14 @@ from .rq_vae import ResidualVectorQuantizer
 __all__ = ["FeatureDecoder", "FeatureEncoder", "SemanticIDEncoder", "save_model"]
 
 
-class _FeatureNetwork(nn.Module):
-    """P(x) + s · W₂ᵀ relu(W₁ᵀ x/s + b₁)：线性投影加残差两层网络，起点严格等于投影；宽度不变时投影就是恒等。
-
-    W₂ 从零开始，所以未训练时输出就是 P(x)，解码就是码字之和；梯度先流进 W₂，再流进 W₁。
-    激活用 relu：它没有舍入，与 `exact_linear` 一起保证同一行在任何批里、任何设备上逐位相同。
-    没有输出偏置：整体平移由 L1 码本吸收。投影由训练器按主成分设定、不参与求导，宽度不变时根本没有它。
-
-    Attributes:
-        unit: 标量 buffer，2 的幂，特征的典型大小。网络只看 x / unit，因此特征整体乘 2 的幂，
-            训练轨迹与 ID 逐位不变；训练器在初始化时设定。
-    """
-
-    unit: torch.Tensor
-    projection: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(self, dim_in: int, dim_out: int, hidden_dim: int):
-        super().__init__()
-        self.weight_in = nn.Parameter(torch.empty(dim_in, hidden_dim))  # (D, M)
-        self.bias_in = nn.Parameter(torch.zeros(hidden_dim))  # (M,)
-        self.weight_out = nn.Parameter(torch.zeros(hidden_dim, dim_out))  # (M, H)
-        self.register_buffer("unit", torch.ones(()))
-        self.projects = dim_in != dim_out
-        if self.projects:  # 未训练时取单位阵的一角：截断或补零
-            self.register_buffer("projection", torch.eye(dim_in, dim_out))  # (D, H)
-            self.register_buffer("shift", torch.zeros(dim_out))  # (H,)
-        self.reset_()
-
-    @torch.no_grad()
-    def reset_(self, generator: torch.Generator | None = None) -> None:
-        """残差部分回到零；W₁ 按 1/√D 重新抽取。"""
-        bound = 1 / math.sqrt(self.weight_in.shape[0])
-        self.weight_in.copy_(torch.empty(self.weight_in.shape).uniform_(-bound, bound, generator=generator))
-        self.bias_in.zero_()
-        self.weight_out.zero_()
-
-    def is_identity(self) -> bool:
-        """残差部分为零时为真（输出层全零）。"""
-        return not bool(self.weight_out.detach().any())
-
-    def base(self, x: torch.Tensor) -> torch.Tensor:
-        """残差之外的部分：投影，或 x 自己。"""
-        return exact_linear(x, self.projection) + self.shift if self.projects else x
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """过网络：(B, D) float32 → (B, H) float32；恒等且不求梯度时原样返回。"""
-        out = self.base(x)
-        if not torch.is_grad_enabled() and self.is_identity():
-            return out
-        hidden = torch.relu(exact_linear(x / self.unit, self.weight_in) + self.bias_in)  # (B, M)
-        return out + exact_linear(hidden, self.weight_out) * self.unit
-
-
-class FeatureEncoder(_FeatureNetwork):
+class FeatureEncoder(FeatureNetwork):
     """特征编码网络：(B, D) 特征 → (B, H) 隐向量；`latent_dim` 为 None 时 H = D。"""
 
     def __init__(self, dim: int, hidden_dim: int, latent_dim: int | None = None):
         super().__init__(dim, dim if latent_dim is None else latent_dim, hidden_dim)
 
 
-class FeatureDecoder(_FeatureNetwork):
+class FeatureDecoder(FeatureNetwork):
     """特征解码网络：(B, H) 码字之和 → (B, D) 重建特征；`latent_dim` 为 None 时 H = D。"""
 
     def __init__(self, dim: int, hidden_dim: int, latent_dim: int | None = None):

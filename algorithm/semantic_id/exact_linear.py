@@ -1,4 +1,4 @@
-"""与批无关的线性层：同一行输入，无论和谁同批、哪种 BLAS、哪种设备，输出逐位相同。
+"""与批无关的线性层，与由它组成的特征网络：同一行输入，无论和谁同批、哪种 BLAS、哪种设备，输出逐位相同。
 
 浮点乘积的结果依赖求和顺序，而求和顺序由 BLAS 按矩阵形状挑选，于是同一个物品换一批就可能换一个 ID。
 这里不去规定顺序，而是让顺序不再重要：把 x 与 W 各自取整到一个 2 的幂的网格上，使 float64 里的每个乘积与
@@ -16,8 +16,9 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["exact_linear"]
+__all__ = ["FeatureNetwork", "exact_linear"]
 
 _X_BITS = 24
 _SUM_BITS = 53
@@ -69,3 +70,56 @@ class _ExactLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad
         return grad @ weight.T if wants_x else None, x.T @ grad if wants_weight else None
+
+
+class FeatureNetwork(nn.Module):
+    """P(x) + s · W₂ᵀ relu(W₁ᵀ x/s + b₁)：线性投影加残差两层网络，起点严格等于投影；宽度不变时投影就是恒等。
+
+    W₂ 从零开始，所以未训练时输出就是 P(x)，解码就是码字之和；梯度先流进 W₂，再流进 W₁。
+    激活用 relu：它没有舍入，与 `exact_linear` 一起保证同一行在任何批里、任何设备上逐位相同。
+    没有输出偏置：整体平移由 L1 码本吸收。投影由训练器按主成分设定、不参与求导，宽度不变时根本没有它。
+
+    Attributes:
+        unit: 标量 buffer，2 的幂，特征的典型大小。网络只看 x / unit，因此特征整体乘 2 的幂，
+            训练轨迹与 ID 逐位不变；训练器在初始化时设定。
+    """
+
+    unit: torch.Tensor
+    projection: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, dim_in: int, dim_out: int, hidden_dim: int):
+        super().__init__()
+        self.weight_in = nn.Parameter(torch.empty(dim_in, hidden_dim))  # (D, M)
+        self.bias_in = nn.Parameter(torch.zeros(hidden_dim))  # (M,)
+        self.weight_out = nn.Parameter(torch.zeros(hidden_dim, dim_out))  # (M, H)
+        self.register_buffer("unit", torch.ones(()))
+        self.projects = dim_in != dim_out
+        if self.projects:  # 未训练时取单位阵的一角：截断或补零
+            self.register_buffer("projection", torch.eye(dim_in, dim_out))  # (D, H)
+            self.register_buffer("shift", torch.zeros(dim_out))  # (H,)
+        self.reset_()
+
+    @torch.no_grad()
+    def reset_(self, generator: torch.Generator | None = None) -> None:
+        """残差部分回到零；W₁ 按 1/√D 重新抽取。"""
+        bound = 1 / math.sqrt(self.weight_in.shape[0])
+        self.weight_in.copy_(torch.empty(self.weight_in.shape).uniform_(-bound, bound, generator=generator))
+        self.bias_in.zero_()
+        self.weight_out.zero_()
+
+    def is_identity(self) -> bool:
+        """残差部分为零时为真（输出层全零）。"""
+        return not bool(self.weight_out.detach().any())
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        """残差之外的部分：投影，或 x 自己。"""
+        return exact_linear(x, self.projection) + self.shift if self.projects else x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """过网络：(B, D) float32 → (B, H) float32；恒等且不求梯度时原样返回。"""
+        out = self.base(x)
+        if not torch.is_grad_enabled() and self.is_identity():
+            return out
+        hidden = torch.relu(exact_linear(x / self.unit, self.weight_in) + self.bias_in)  # (B, M)
+        return out + exact_linear(hidden, self.weight_out) * self.unit
