@@ -161,6 +161,7 @@ class Fixed(_Scores):
         whole = scratch.take("whole", x1, torch.int32, strip * width)
         self._scores = scratch.take("fixed", x1, torch.int16, n * len(table))
         dead = self._book.twin.nonzero()[:, 0]
+        self._has_dead = len(dead) > 0
         edges = torch.searchsorted(dead, torch.arange(0, len(table) + TILE, TILE, device=z.device)).tolist()
         for number, start in enumerate(range(0, len(table), TILE)):
             part = table[start : start + TILE]
@@ -219,7 +220,9 @@ class Fixed(_Scores):
         lanes = self._coarse.shape[1]
         fold = 4 if lanes % 4 == 0 and self.first.shape[1] * lanes >= 4 * _FEW * beam_size else 1
         few = self._coarse.unflatten(1, (fold, -1)).amax(1)
-        return few.double() * self._unit - (self._half + self._slack)[:, None]
+        lower = few.double() * self._unit - (self._half + self._slack)[:, None]
+        # 全是填充或重复码字的组里没有候选；不去掉的话，近的路径的空组会比远的路径的真候选还高，把它挤掉
+        return lower.masked_fill_(few == _LOWEST, -torch.inf) if self._has_dead else lower
 
     def hits(self, bar: torch.Tensor) -> torch.Tensor:
         """(m, J) bool：哪些粗组可能够得着门槛 `bar` (m,)。"""

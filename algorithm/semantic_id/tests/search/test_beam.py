@@ -120,6 +120,16 @@ def test_agrees_with_brute_force(path, sizes, dim, width, tables):
     assert listed(*run(z, books, width, tables)) == reference(z, books, width)
 
 
+def test_an_empty_group_of_a_near_path_is_no_candidate_of_a_far_one(path):
+    """码本小到有整组的填充：它的「得分」加上近的路径的误差，比远的路径的真候选还高，不许把后者挤掉。"""
+    level1 = torch.tensor([[-0.6147335171699524], [-1.607185959815979], [-1.5554362535476685], [-0.7447212934494019]])
+    books = [level1, torch.tensor([[-0.8331847786903381]]), torch.tensor([[0.3599998354911804]])]
+    z = torch.tensor([[0.82089763879776]])
+    want = reference(z, books, 2)
+    assert [codes for _, codes in want[0]] == [(0, 0, 0), (3, 0, 0)]
+    assert listed(*run(z, books, 2)) == want
+
+
 @pytest.mark.parametrize("width", [64, 300])
 def test_beam_wider_than_the_codebook(path, width):
     books = make_books((6, 5, 4), 8)

@@ -62,13 +62,13 @@ class Attack(NamedTuple):
 
 
 ATTACKS: Dict[str, Attack] = {
-    "kills": Attack(Kills, 0.3, 5, False, 10),
-    "disks": Attack(Disks, 0.1, 5, False, 6),
+    "kills": Attack(Kills, 0.3, 5, False, 8),
+    "disks": Attack(Disks, 0.1, 5, False, 4),
     "pairs": Attack(Pairs, 0.15, 3, False, 4),
-    "flips": Attack(lambda world: Damage(world, cut=False), 0.13, 60, True, 150),
-    "cuts": Attack(lambda world: Damage(world, cut=True), 0.1, 60, True, 100),
-    "fuzz": Attack(Fuzz, 0.15, 250, True, 500),
-    "ties": Attack(Ties, 0.07, 20, True, 40),
+    "flips": Attack(lambda world: Damage(world, cut=False), 0.13, 60, True, 100),
+    "cuts": Attack(lambda world: Damage(world, cut=True), 0.1, 60, True, 80),
+    "fuzz": Attack(Fuzz, 0.15, 250, True, 400),
+    "ties": Attack(Ties, 0.07, 20, True, 30),
 }
 
 

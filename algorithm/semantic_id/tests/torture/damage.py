@@ -172,7 +172,8 @@ def _artefacts(world: World) -> List[Artefact]:
     def tokens(path: Path) -> str:
         from algorithm.semantic_id.decoding import TokenLayout
 
-        layout = TokenLayout.from_json((path / "semid_tokens.json").read_text(encoding="utf-8"))
+        where = path / "semid_tokens.json"
+        layout = TokenLayout.from_json(where.read_text(encoding="utf-8", errors="surrogateescape"), where.name)
         return _digest(layout.sizes, layout.offsets)
 
     found = [

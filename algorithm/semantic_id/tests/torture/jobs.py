@@ -174,20 +174,24 @@ class Workshop:
             return f"a reader sees neither the old nor the new content: {seen}"
         if job.keeps and not whole:
             return f"the old content is gone and the new is not there: {seen}"
-        return self._go_on(job, rng.choice(job.ways), expected, seen == new)
+        return self._go_on(job, rng.choice(job.ways), expected, (seen == new, seen == old))
 
-    def _go_on(self, job: Job, way: str, expected: Dict[str, str], finished: bool) -> str:
+    def _go_on(self, job: Job, way: str, expected: Dict[str, str], state: Tuple[bool, bool]) -> str:
+        finished, untouched = state
         if finished and job.name.startswith("update"):
             return ""  # 新的一代已经在了；再来一次是另一次更新
-        before = contents(self.bench / job.out) if finished else {}
+        before = contents(self.bench / job.out)
         ended = run(self.argv(job, way), self.bench)
         wrong = ended.complaint()
         if wrong:
             return f"going on with {way!r}: {wrong}"
         if ended.code == 2:
-            may_refuse = way == "" or (way == "--resume" and job.argv[0] != "train")
-            refused_as_done = finished and may_refuse and contents(self.bench / job.out) == before
-            return "" if refused_as_done else f"going on with {way!r} is refused: {ended.err.strip()}"
+            # 已经做完的、还没有开始动旧内容的，都没有什么可接着做：可以拒绝，但不许动它
+            may_refuse = (finished and (way == "" or (way == "--resume" and job.argv[0] != "train"))) or (
+                untouched and way == "--resume"
+            )
+            fine = may_refuse and contents(self.bench / job.out) == before
+            return "" if fine else f"going on with {way!r} is refused: {ended.err.strip()}"
         if self.neighbour_lost():
             return f"going on with {way!r} took somebody else's file"
         found = contents(self.bench / job.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Dict
 import pytest
 
 # 两个进程各做一半：(种类, 至少几次)
-HALVES = [{"kills": 10, "ties": 30}, {"disks": 6}]
+HALVES = [{"kills": 8, "flips": 100, "ties": 30}, {"disks": 4, "pairs": 4, "cuts": 80, "fuzz": 400}]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, SIGSTOP and /proc")
 PROMISES = [name for half in HALVES for name in half]
 
@@ -38,3 +39,13 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Any]:
 def test_the_promise_holds(summary: Dict[str, Any], promise: str) -> None:
     assert summary[promise]["failures"] == []
     assert summary[promise]["trials"] >= next(half[promise] for half in HALVES if promise in half)
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    root = Path(__file__).parents[4]
+    text = (root / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"([\w/]+\.py)::(test_\w+)", text)
+    assert len(named) > 20
+    for file, test in named:
+        source = (root / "algorithm" / "semantic_id" / "tests" / file).read_text(encoding="utf-8")
+        assert f"def {test}(" in source, f"docs/promises.md names {file}::{test}, which is gone"

@@ -34,12 +34,10 @@ class Ties:
         return Verdict(f"{kind.__name__.strip('_')} on path {path!r}", kind(trial))
 
     def _nearest(self, trial: Trial) -> str:
-        from algorithm.semantic_id.search.prepared import nearest, prepare
-
         size, width = trial.rng.choice([1, 2, 31, 33, 64, 257, 700]), trial.rng.choice([1, 3, 16, 17, 48, 100])
         weight = _codebook(trial, size, width)
         x = torch.cat([test_search.near_ties(weight, 40, trial.index), _noise(trial, 20, width), weight[:20]])
-        found = nearest(x, prepare(weight)).tolist()
+        found = test_search.nearest(x, test_search.prepare(weight)).tolist()
         return _compare(found, test_search.brute_force(x, weight), f"{size} codewords of width {width}")
 
     def _beam(self, trial: Trial) -> str:
