@@ -341,10 +341,10 @@ def _built(
     if canonical(config.to_dict()) != canonical(values):
         raise checkpoint.ModelFileError(f"config of {where} is not written as semid writes it; save the model again")
     checkpoint.check_kinds(where, tensors, dict(_deciding_shapes(config)))
-    with torch.device("meta"):
-        shell = cls(config).state_dict()
-    checkpoint.check_kinds(where, tensors, {name: checkpoint.kind_of(t) for name, t in shell.items()}, exactly=True)
+    # 不用 meta 设备上的空壳去比：在那里初始化要导入 torch._dynamo，每个命令白等一秒多
     model = cls(config)
+    kinds = {name: checkpoint.kind_of(t) for name, t in model.state_dict().items()}
+    checkpoint.check_kinds(where, tensors, kinds, exactly=True)
     model.load_state_dict(tensors)
     model.training_figures = figures
     return model.eval()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -300,3 +302,14 @@ def test_any_flipped_bit_or_cut_in_a_model_folder_is_noticed(tmp_path):
             (tmp_path / name).write_bytes(good[:place] if trial % 10 == 0 else bytes(bad))
             model = loaded_or_refused(tmp_path)
             assert model is None or model.fingerprint() == WRITTEN["latent_dim"][0]
+
+
+def test_loading_a_model_does_not_import_the_compiler(tmp_path):
+    """torch._dynamo 要导入一秒多；每个读模型的命令都会等它。"""
+    SemanticIDEncoder(SemanticIDConfig(embedding_dim=3, codebook_sizes=(4, 2))).save_pretrained(tmp_path / "m")
+    code = (
+        "import sys; from algorithm.semantic_id import SemanticIDEncoder; "
+        f"SemanticIDEncoder.from_pretrained({str(tmp_path / 'm')!r}); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
