@@ -118,7 +118,7 @@ class Session:
         ]
         (self.folder / name).mkdir(exist_ok=True)
         if not attack.forked:
-            return [(trial.index, self._made[name](trial)) for trial in trials]
+            return [(trial.index, self._attempt(self._made[name], trial)) for trial in trials]
 
         def work(emit: Callable[[Any], None]) -> None:
             torch.set_num_threads(1)
@@ -131,6 +131,13 @@ class Session:
         if death:
             verdicts.append((first + len(found), Verdict("the process", death)))
         return verdicts
+
+    @staticmethod
+    def _attempt(made: Callable[[Trial], Verdict], trial: Trial) -> Verdict:
+        try:
+            return made(trial)
+        except RuntimeError as error:  # 没有人打扰也做不成的活：记下来，别的照做
+            return Verdict("before the attack", str(error))
 
     def close(self) -> None:
         """收拾，并看看有没有人动过输入。"""

@@ -81,7 +81,7 @@ def jobs_of(whole: bool) -> List[Job]:
         Job("import", ("import", "@codes.index.json", "--output", "OUT"), "catalog"),
     ]
     slow = [
-        Job("train-pairs", (*train, "--pairs", "@pairs.npy"), "model", ways=("--resume", "--overwrite"), slow=True),
+        Job("train-pairs", (*train, "--pairs", "@pairs.parquet"), "model", ways=("--resume", "--overwrite"), slow=True),
         Job("report-over", (*report, "--overwrite"), "files", "report.html", keeps=True, slow=True, out="out.html"),
         Job("decode-over", (*decode, "--overwrite"), "files", "back.npy", keeps=True, slow=True, out="out.npy"),
         Job("import-faiss", ("import", "@residual.faiss", "--output", "OUT"), "model", slow=True),

@@ -68,7 +68,8 @@ class World:
         pq.write_table(pa.table({"item_id": NAMES[10:30]}), self / "retire.parquet")
         pairs = np.random.default_rng(6).integers(0, N, (300, 2))
         pairs[pairs[:, 0] == pairs[:, 1], 1] += 1
-        np.save(self / "pairs.npy", pairs % N)
+        left, right = ([NAMES[row % N] for row in column] for column in pairs.T)
+        pq.write_table(pa.table({"left": left, "right": right}), self / "pairs.parquet")
 
     def _write_outputs(self) -> None:
         x = str(self / "x.parquet")
