@@ -109,7 +109,10 @@ def lookup_ids(haystack: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
 def _text(table: pa.Table, name: str, rows: pa.Array) -> pa.Array:
     """一列，对齐之后转成字符串；没有的行为空。"""
     column = table.column(name).combine_chunks()
-    return column.take(rows).cast(pa.string())
+    try:
+        return column.take(rows).cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputTypeError(f"column {name!r} has type {column.type}; it must be text, or cast to text") from None
 
 
 def _is_label(kind: pa.DataType) -> bool:

@@ -136,6 +136,7 @@ def test_files_and_wider_ids_are_the_same_log(tmp_path: Path) -> None:
         (rows([1, 1], [10, 20], [True, False]), TypeError, "'timestamp' has type bool"),
         (rows([1.5, 1.5], [10, 20], [1, 2]), TypeError, "user ids must be integers or strings"),
         (rows([1, 1], ["10", "20"], [1, 2]), TypeError, "the catalog has int64"),
+        (rows([1, 1], [[10.0], [20.0]], [1, 2]), TypeError, "give one item id a row"),
         (rows([1, 1], [98, 99], [1, 2]), ValueError, "name no item of the catalog \\(2 unknown ids\\)"),
         (pa.table({"user_id": [1], "item_id": [10]}), ValueError, "no timestamp"),
         (pa.table({"train_items": [[10, None]]}), ValueError, "'train_items' has 1 nulls"),
