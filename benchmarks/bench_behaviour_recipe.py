@@ -56,10 +56,11 @@ TEXT, SMOOTH, Z = Recipe(smoothing=0, blend=0), Recipe(window=20, blend=0), Reci
 TP, HOP2, HOP2P = Recipe(window=20, smoothing=0), Recipe(window=20, hops=2, blend=0), Recipe(window=20, hops=2)
 CUBE = (256, 256, 256)
 PROXY_CASES = [
-    *(Case(n, r, CUBE) for n, r in (("text", TEXT), ("text+factors", TP), ("smooth", SMOOTH), ("2 hops", HOP2))),
-    *(Case(n, r, CUBE) for n, r in (("2 hops+factors", HOP2P), ("smooth+factors", Z))),
-    *(Case("text", TEXT, sizes) for sizes in ((1024, 256), (4096, 64))),
-    *(Case("smooth+factors", Z, sizes) for sizes in ((64, 64, 64), (1024, 256), (2048, 128), (4096, 64), (8192, 16))),
+    *(Case("smooth+factors", Z, sizes) for sizes in (CUBE, (2048, 128), (4096, 64), (1024, 256))),
+    *(Case("text", TEXT, sizes) for sizes in (CUBE, (1024, 256), (4096, 64))),
+    *(Case(n, r, CUBE) for n, r in (("smooth", SMOOTH), ("text+factors", TP), ("2 hops", HOP2))),
+    Case("2 hops+factors", HOP2P, CUBE),
+    *(Case("smooth+factors", Z, sizes) for sizes in ((64, 64, 64), (8192, 16))),
 ]
 SHAPE_CASES = [
     Case("smooth+factors", Z, sizes)
@@ -82,6 +83,12 @@ VECTOR_CASES = [
     *(Case(f"b = {blend:g}", Recipe(window=20, blend=blend), CUBE) for blend in (0.4, 1.0, 1.4)),
     *(Case(f"{count} factors", Recipe(window=20, num_factors=count), CUBE) for count in (32, 64, 256)),
     *(Case(f"shrink {shrink:g}", Recipe(window=20, shrink=shrink), CUBE) for shrink in (0.0, 3.0, 30.0)),
+    # 单独好的放在一起
+    Case("window 3, shrink 30", Recipe(window=3, shrink=30.0), CUBE),
+    Case("window 3, shrink 30, a = 1", Recipe(window=3, shrink=30.0, smoothing=1.0), CUBE),
+    Case("window 3, shrink 30, b = .4", Recipe(window=3, shrink=30.0, blend=0.4), CUBE),
+    Case("window 3, b = .4", Recipe(window=3, blend=0.4), CUBE),
+    Case("window 3, a = 1, b = .4", Recipe(window=3, smoothing=1.0, blend=0.4), CUBE),
 ]
 PARTS = {"proxies": PROXY_CASES, "shapes": SHAPE_CASES, "vectors": VECTOR_CASES}
 # 各部分要哪些数：向量只在同一形状里比，便宜的就够
