@@ -27,6 +27,7 @@ from ..errors import InputError, InputTypeError
 from ..files.durable import is_temporary, one_writer, replacing, stamp_of, sync_folder
 from ..files.parquet_bytes import describe_bytes, table_from_bytes, table_to_bytes
 from ..files.sealed import SEAL, seal, unseal
+from ..metrics.records import by_key
 
 __all__ = [
     "EVALUATION_NAME",
@@ -247,7 +248,7 @@ def _check_evaluation(evaluation: Mapping[str, Any], where: str = "evaluation") 
         parts, kinds = (value, _NUMBERS) if isinstance(value, list) else ([value], _SCALARS)
         if isinstance(value, list) and len(value) != len(sizes):
             raise InputError(f"{where} metric {key!r} has {len(value)} values, but there are {len(sizes)} levels")
-        if not all(isinstance(part, kinds) for part in parts):
+        if not all(isinstance(part, kinds) for part in parts) or (isinstance(value, str) and key in by_key()):
             raise InputTypeError(f"{where} metric {key!r} holds {value!r:.60}; numbers are needed: evaluate again")
     for name, needed in _ENTRIES.items():
         for entry in evaluation[name]:

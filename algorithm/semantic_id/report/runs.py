@@ -132,15 +132,18 @@ def _read_curves(path: Path) -> List[Dict[str, Any]]:
             raise InputError(f"{path} line {number} is no training record; train again") from None
         if isinstance(epoch, bool) or not isinstance(epoch, int):
             raise InputError(f"{path} line {number} has epoch={epoch!r}, expected an int; train again")
+        parts = [part for value in record.values() for part in (value if isinstance(value, list) else [value])]
+        if not all(isinstance(part, (int, float, str, type(None))) for part in parts):
+            raise InputError(f"{path} line {number} holds nested values, which no training record has; train again")
         records.append({key: _finite(value) for key, value in record.items()})
     return records
 
 
 def _finite(value: Any) -> Any:
     """NaN 与无穷换成 None：网页里的 JSON 不认它们。"""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return [_finite(part) for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fingerprint(path: Path) -> str | None:

@@ -219,6 +219,7 @@ def test_the_first_version_had_no_checksum_and_is_still_read(tmp_path):
         ({"metrics": {"gini": [0.1]}}, "metric 'gini' has 1 values, but there are 2 levels"),
         ({"metrics": {"mse": {"a": 1}}}, "metric 'mse' holds"),
         ({"metrics": {"gini": ["a", "b"]}}, "metric 'gini' holds"),
+        ({"metrics": {"relative_mse": "0.5"}}, "metric 'relative_mse' holds"),
         ({"verdicts": [{"zh": "x"}]}, "entry of 'verdicts' without code, severity"),
         ({"verdicts": ["x"]}, "entry of 'verdicts' without"),
         ({"legend": [{"key": "mse"}]}, "entry of 'legend' without key, zh"),

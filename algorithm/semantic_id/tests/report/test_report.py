@@ -242,6 +242,9 @@ def test_half_a_line_is_dropped_and_a_broken_one_is_not(tmp_path):
     log.write_text('{"epoch": "0"}\n')
     with pytest.raises(ValueError, match="epoch='0', expected an int"):
         read_runs([tmp_path / "t"])
+    log.write_text('{"epoch": 0, "loss": ' + "[" * 900 + "]" * 900 + "}\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl line 1 holds nested values"):
+        read_runs([tmp_path / "t"])
 
 
 def test_every_door(tmp_path, monkeypatch):
