@@ -244,11 +244,15 @@ def _check_evaluation(evaluation: Mapping[str, Any], where: str = "evaluation") 
     sizes = evaluation["codebook_sizes"]
     if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
         raise InputError(f"{where} key 'codebook_sizes' must hold ints >= 1, got {sizes!r}")
+    known = by_key()
     for key, value in evaluation["metrics"].items():
-        parts, kinds = (value, _NUMBERS) if isinstance(value, list) else ([value], _SCALARS)
-        if isinstance(value, list) and len(value) != len(sizes):
+        listed = isinstance(value, list)
+        if listed and len(value) != len(sizes):
             raise InputError(f"{where} metric {key!r} has {len(value)} values, but there are {len(sizes)} levels")
-        if not all(isinstance(part, kinds) for part in parts) or (isinstance(value, str) and key in by_key()):
+        good = all(isinstance(part, _NUMBERS) for part in value) if listed else isinstance(value, _SCALARS)
+        if key in known and value is not None:  # 认得的指标：逐层的是列表，其余是一个数
+            good = good and not isinstance(value, str) and listed == bool(known[key].per)
+        if not good:
             raise InputTypeError(f"{where} metric {key!r} holds {value!r:.60}; numbers are needed: evaluate again")
     for name, needed in _ENTRIES.items():
         for entry in evaluation[name]:

@@ -220,6 +220,8 @@ def test_the_first_version_had_no_checksum_and_is_still_read(tmp_path):
         ({"metrics": {"mse": {"a": 1}}}, "metric 'mse' holds"),
         ({"metrics": {"gini": ["a", "b"]}}, "metric 'gini' holds"),
         ({"metrics": {"relative_mse": "0.5"}}, "metric 'relative_mse' holds"),
+        ({"metrics": {"collision_rate": [0.5, 0.5]}}, "metric 'collision_rate' holds"),
+        ({"metrics": {"utilization": 0.5}}, "metric 'utilization' holds"),
         ({"verdicts": [{"zh": "x"}]}, "entry of 'verdicts' without code, severity"),
         ({"verdicts": ["x"]}, "entry of 'verdicts' without"),
         ({"legend": [{"key": "mse"}]}, "entry of 'legend' without key, zh"),
