@@ -90,7 +90,7 @@ def sort_rows(table: pa.Table, name: str, id_column: str, cut: Cut) -> Tuple[np.
     if not _is_id(users.type):
         raise InputTypeError(f"{name} column 'user_id' has type {users.type}; user ids must be integers or strings")
     if pa.types.is_nested(ids.type):
-        raise TypeError(f"{name} column {id_column!r} has type {ids.type}; give one item id a row")
+        raise InputTypeError(f"{name} column {id_column!r} has type {ids.type}; give one item id a row")
     owners = users.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
     clock, until = _clock(times, cut.until, name)
     keep = np.ones(len(owners), dtype=bool) if until is None else clock <= until
