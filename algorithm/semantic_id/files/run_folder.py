@@ -209,7 +209,8 @@ def check_demo_folder(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"output {str(output)!r} exists and is a file; choose another folder")
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    names = {name for name in names if not name.endswith((".tmp", ".partial", ".old"))}
+    # 被杀的演示留下的：写到一半的文件、训练与编码的锁
+    names = {name for name in names if not name.endswith((".tmp", ".partial", ".old")) and not is_temporary(name)}
     if names and (names - _DEMO_NAMES or "demo.json" not in names):
         raise FileExistsError(
             f"output folder {str(output)!r} was not made by `semid demo`; choose another with --output"

@@ -16,6 +16,8 @@ def test_only_folders_made_by_the_demo_are_replaced(tmp_path):
     with pytest.raises(FileExistsError, match="was not made by `semid demo`"):
         check_demo_folder(tmp_path)
     (tmp_path / "demo.json").write_text("{}")
+    for name in (".model.lock", ".catalog.lock", ".demo.json.0123abcd.tmp"):  # 被杀的演示留下的
+        (tmp_path / name).write_text("")
     check_demo_folder(tmp_path)
     (tmp_path / "thesis.txt").write_text("years")
     with pytest.raises(FileExistsError, match="was not made by"):
